@@ -1,0 +1,54 @@
+# Every target is one Python command; this file only finds the interpreter and installs what it needs.
+# Without make (Windows): see README.md for the same commands in PowerShell.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PY     := $(BIN)/python
+
+help:            ## print this help
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+setup: $(VENV)/.dev  ## make .venv and install minglm with its test and lint tools
+
+demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make demo PROMPT="17+25="
+	@$(PY) -m minglm demo $(if $(PROMPT),"$(PROMPT)")
+
+test: $(VENV)/.test  ## the fast tests: no torch, no network
+	@$(PY) -m pytest
+
+check-all: lint types parity  ## everything: lint, types, parity, slow tests, tests without the JIT
+	$(PY) -m pytest -m "slow or not slow"
+	NUMBA_DISABLE_JIT=1 $(PY) -m pytest
+
+parity: $(VENV)/.parity  ## compare with transformers and torch (installs both, CPU), print the table
+	$(PY) -m pytest tests/parity
+
+lint: $(VENV)/.dev  ## ruff: lint and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/.dev  ## mypy
+	$(PY) -m mypy
+
+bench: $(VENV)/.ready  ## time the forward pass, decoding and a training step on this machine
+	$(PY) -m minglm bench
+
+train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about half an hour on four cores)
+	$(PY) -m minglm train glm-nano
+
+clean:           ## remove the virtual environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras; each re-installs when pyproject.toml changes.
+$(VENV)/.ready: EXTRAS =
+$(VENV)/.test: EXTRAS = [test]
+$(VENV)/.dev: EXTRAS = [dev]
+$(VENV)/.parity: EXTRAS = [dev,parity]
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity: pyproject.toml
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
+	@touch $@
+
+.PHONY: help setup demo test check-all parity lint types bench train-nano clean

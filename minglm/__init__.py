@@ -1,0 +1,1 @@
+"""GLM-4.5 you can read in an afternoon."""
