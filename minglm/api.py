@@ -1,0 +1,357 @@
+"""The face of the package: `load`, `new`, and the `Model` they return."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from minglm.config import PRESETS, Config
+from minglm.model import loss as losses
+from minglm.model.kvcache import KVCache
+from minglm.model.mtp import mtp_chain, mtp_head_weight
+from minglm.model.ops import Array, Tap, linear, no_tap
+from minglm.model.params import Params, compute_dtype, init_params, map_arrays
+from minglm.model.transformer import head, shift_targets, transformer
+
+if TYPE_CHECKING:
+    from minglm.generate.loop import Result, Step
+    from minglm.look.trace import Trace
+    from minglm.text.chat import ChatTemplate
+    from minglm.text.tokenizer import Tokenizer
+
+UserTap = Callable[[str, Array], Array | None]
+
+
+class Output(NamedTuple):
+    logits: Array | None  # [B, T, V]; None with stop_at
+    hidden: Array  # [B, T, D] after the final norm; with stop_at, the residual stream there
+
+
+class Model:
+    """A GLM-4.5: its config, its weights, and its tokenizer if the folder had one.
+
+    Nothing in it changes when it runs: caches, taps and generators are arguments.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        tokenizer: "Tokenizer | None" = None,
+        chat_template: "ChatTemplate | None" = None,
+        name: str = "model",
+    ):
+        self.config = config
+        self.params = params
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.name = name
+
+    @property
+    def compute_dtype(self) -> Any:
+        """float64 for float64 weights, float32 for all others, however few bits they are stored in."""
+        return compute_dtype(self.params)
+
+    @property
+    def usable_tokens(self) -> int:
+        """Ids below this one stand for a token; the rest of the vocabulary is padding and is never generated."""
+        return min(len(self.tokenizer), self.config.vocab_size) if self.tokenizer else self.config.vocab_size
+
+    # -- running ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        ids: Any,
+        cache: KVCache | None = None,
+        positions: Any = None,
+        segments: Any = None,
+        tap: UserTap | None = None,
+        stop_at: int | None = None,
+    ) -> Output:
+        """Logits [B, T, V] and final hidden states [B, T, D] for ids, int [B, T].
+
+        `segments` [B, T] numbers the documents in a row (negative: padding); `positions` [B, T] overrides the
+        default, which counts from 0 within each. `cache` (see `new_cache`) is continued. `tap(name, array)` sees
+        every step and may return a replacement. `stop_at=n` stops after n layers.
+
+        Raises ValueError for ids outside the vocabulary, wrong shapes, or more tokens than the context holds.
+        """
+        ids = self._check_ids(ids, cache)
+        positions = self._check_like("positions", positions, ids)
+        segments = self._check_like("segments", segments, ids)
+        if stop_at is not None and not 0 <= stop_at <= self.config.num_hidden_layers:
+            raise ValueError(f"stop_at = {stop_at} must lie between 0 and {self.config.num_hidden_layers} layers")
+        checked = _checked_tap(tap)
+        hidden, _ = transformer(ids, self.params, self.config, cache, positions, segments, checked, stop_at=stop_at)
+        return Output(None if stop_at is not None else head(hidden, self.params, checked), hidden)
+
+    def mtp(self, ids: Any, depth: int = 1, segments: Any = None, tap: UserTap | None = None) -> Array:
+        """Logits [B, T − depth, V] of the multi-token-prediction layers: at depth 1 row i predicts token i + 2, from
+        hidden state i and token i + 1; each further depth looks one token further.
+
+        Beyond the last MTP layer they are used again from the first. Raises ValueError if the model has none.
+        """
+        ids = self._check_ids(ids)
+        segments = self._check_like("segments", segments, ids)
+        if not self.params.mtp:
+            raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers = 0)")
+        if not 1 <= depth < ids.shape[1]:
+            raise ValueError(f"depth = {depth} must lie between 1 and T − 1 = {ids.shape[1] - 1}")
+        checked = _checked_tap(tap)
+        hidden, saved = transformer(ids, self.params, self.config, segments=segments)
+        chain = mtp_chain(hidden, ids, saved.layout.segments, self.params, self.config, depth, checked)
+        weight = mtp_head_weight(self.params, self.params.mtp[chain[-1].layer])
+        return linear(chain[-1].normed, weight.astype(hidden.dtype, copy=False))
+
+    def loss_and_grads(
+        self,
+        ids: Any,
+        targets: Any = None,
+        mtp_weight: float = 0.3,
+        balance_weight: float = 0.0,
+        positions: Any = None,
+        segments: Any = None,
+    ) -> tuple[losses.Loss, Params]:
+        """The training loss and its gradient for every parameter; see `minglm.model.loss`.
+
+        `targets[b, t]`: the token after `ids[b, t]`, −100 to leave it out; by default the ids themselves, moved on
+        by one within each segment. Raises ValueError for weights stored in fewer than 32 bits: load as float32.
+        """
+        if self.params.norm.weight.dtype not in (np.float32, np.float64):
+            stored = self.params.norm.weight.dtype.name
+            raise ValueError(
+                f"gradients need float32 or float64 weights, these are {stored}; load with dtype='float32'"
+            )
+        ids = self._check_ids(ids)
+        segments = self._check_like("segments", segments, ids)
+        positions = self._check_like("positions", positions, ids)
+        if targets is None:
+            targets = shift_targets(ids, segments)
+        else:
+            targets = self._check_targets(self._check_like("targets", targets, ids))
+        return losses.loss_and_grads(
+            ids, targets, self.params, self.config, mtp_weight, balance_weight, positions, segments
+        )
+
+    def trace(self, prompt: Any, keep: str = "*", tap: UserTap | None = None, limit: float = 2e9) -> "Trace":
+        """Run a prompt (text, or ids [T] or [B, T]) and keep every array whose name matches `keep`, patterns as in
+        the shell, several separated by commas. Raises ValueError beforehand if they would take over `limit` bytes."""
+        from minglm.look.trace import take_trace
+
+        return take_trace(self, self.as_ids(prompt), keep, tap, limit)
+
+    # -- generating ------------------------------------------------------------------------------------------
+
+    def generate(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> "Result":
+        """Continue a prompt (text or ids [T]); returns ids, text, stop_reason and stats.
+
+        Options: temperature (0: greedy), top_k, top_p, min_p, seed, end_ids (default: the config's), tap,
+        engine ("numpy"), draft (0).
+        """
+        from minglm.generate.loop import Result, Stats
+
+        ids = self._prompt_ids(prompt)
+        done = list(self.steps(ids, max_new_tokens, **options))
+        new_ids = [step.id for step in done]
+        text = None
+        if self.tokenizer:
+            ended = done[-1].stop_reason == "end token"
+            text = self.tokenizer.decode(new_ids[:-1] if ended else new_ids)
+        stats = Stats(len(ids), len(done), done[0].seconds, sum(step.seconds for step in done[1:]))
+        return Result(new_ids, text, done[-1].stop_reason or "length", stats)
+
+    def stream(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Iterator[str]:
+        """The text of `generate`, piece by piece as it comes; same options. Needs a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer, so there is no text to stream; use generate with ids")
+        decoder = self.tokenizer.stream()
+        for step in self.steps(self._prompt_ids(prompt), max_new_tokens, **options):
+            if step.stop_reason != "end token" and (piece := decoder.feed(step.id)):
+                yield piece
+        if piece := decoder.finish():
+            yield piece
+
+    def steps(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        end_ids: Sequence[int] | None = None,
+        tap: UserTap | None = None,
+        engine: str = "numpy",
+        draft: int = 0,
+    ) -> "Iterator[Step]":
+        """The tokens of `generate`, one by one, each with its logits and timing. All checks come before any work."""
+        from minglm.generate.loop import check_room, steps
+        from minglm.generate.sampling import Sampling
+
+        if engine != "numpy":
+            raise ValueError(f"engine = {engine!r} is not there; this version has 'numpy'")
+        if draft != 0:
+            raise ValueError(f"draft = {draft}: speculative decoding is not in this version; use 0")
+        ids = self._prompt_ids(prompt)
+        check_room(len(ids), max_new_tokens, self.config.max_position_embeddings)
+        how = Sampling(temperature, top_k, top_p, min_p).check()
+        ends = frozenset(self.config.eos_token_id if end_ids is None else end_ids)
+        return steps(self, ids, max_new_tokens, how, ends, seed, _checked_tap(tap))
+
+    def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
+        """An empty key/value cache for `forward`; capacity defaults to the model's context."""
+        return KVCache(self.config, batch, capacity, self.compute_dtype)
+
+    # -- keeping ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, dtype: Any = "float32") -> None:
+        """Write a folder that `minglm.load`, transformers, vLLM and SGLang read; see `formats.checkpoint`."""
+        from minglm.formats.checkpoint import save_checkpoint
+
+        save_checkpoint(folder, self.config, self.params, dtype)
+        if self.tokenizer is not None:
+            self.tokenizer.save(folder)
+        if self.chat_template is not None:
+            self.chat_template.save(folder)
+
+    def astype(self, dtype: Any) -> "Model":
+        """The same model with its weights stored as `dtype`."""
+        from minglm.formats.checkpoint import as_dtype, stored_dtype
+
+        kind = as_dtype(dtype)
+        params = map_arrays(lambda name, array: array.astype(stored_dtype(name, kind)), self.params)
+        return Model(self.config, params, self.tokenizer, self.chat_template, self.name)
+
+    # -- checking what comes in ------------------------------------------------------------------------------
+
+    def as_ids(self, prompt: Any) -> Array:
+        """Text, ids [T] or ids [B, T] as an int array [B, T]."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("this model has no tokenizer; give token ids instead of text")
+            prompt = [self.tokenizer.encode(prompt)]
+        array = np.asarray(prompt)
+        return self._check_ids(array[None] if array.ndim == 1 else array)
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        ids = self.as_ids(prompt)
+        if len(ids) != 1:
+            raise ValueError(f"generation takes one prompt, got {len(ids)} rows; call it once for each")
+        return [int(i) for i in ids[0]]
+
+    def _check_ids(self, ids: Any, cache: KVCache | None = None) -> Array:
+        ids = np.asarray(ids)
+        if ids.ndim == 2 and ids.size == 0:
+            raise ValueError("the prompt is empty; give at least one token")
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids must be whole numbers of shape [B, T], got {ids.dtype} of shape {list(ids.shape)}")
+        outside = np.argwhere((ids < 0) | (ids >= self.config.vocab_size))
+        if len(outside):
+            b, t = outside[0]
+            raise ValueError(
+                f"token id {ids[b, t]} at row {b}, position {t} is outside the vocabulary (0 … "
+                f"{self.config.vocab_size - 1})"
+            )
+        past = 0 if cache is None else int(cache.length.max())
+        if cache is not None and cache.batch != len(ids):
+            raise ValueError(f"the cache has {cache.batch} rows, ids have {len(ids)}")
+        if past + ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"{past} cached tokens + {ids.shape[1]} new ones > context of {self.config.max_position_embeddings}"
+            )
+        return ids.astype(np.int64, copy=False)
+
+    def _check_like(self, name: str, given: Any, ids: Array) -> Array | None:
+        if given is None:
+            return None
+        array = np.asarray(given)
+        if array.shape != ids.shape or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"{name} must be whole numbers shaped like ids, {list(ids.shape)}; got {array.dtype} of shape "
+                f"{list(array.shape)}"
+            )
+        return array.astype(np.int64, copy=False)
+
+    def _check_targets(self, targets: Array | None) -> Array:
+        assert targets is not None
+        wrong = targets[(targets != losses.IGNORE) & ((targets < 0) | (targets >= self.config.vocab_size))]
+        if wrong.size:
+            raise ValueError(
+                f"target {wrong[0]} is neither a token id below {self.config.vocab_size} nor −100 (ignore)"
+            )
+        return targets
+
+    # -- showing ---------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        counts = self.config.count_parameters()
+        return (
+            f"Model({self.name}: {counts.total:,} parameters, {counts.active:,} active, "
+            f"{self.params.norm.weight.dtype.name}, {self.config.num_hidden_layers} layers + "
+            f"{len(self.params.mtp)} MTP)"
+        )
+
+    def _repr_html_(self) -> str:
+        from minglm.look.describe import describe_html
+
+        return describe_html(self)
+
+
+def load(name: str | Path, dtype: Any = "float32") -> Model:
+    """Load a checkpoint: a folder, or the name of a shipped one ("glm-nano"), found from any working directory.
+
+    `dtype` says how the weights are kept ("float32", "float64", "bfloat16", "float16"); computation is in float32, or
+    float64 for float64 weights. Raises ValueError naming the path and what is wrong with it.
+    """
+    from minglm.formats.checkpoint import load_checkpoint
+    from minglm.text.chat import ChatTemplate
+    from minglm.text.tokenizer import Tokenizer
+
+    folder = find(name)
+    config, params = load_checkpoint(folder, dtype)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    return Model(config, params, tokenizer, ChatTemplate.load(folder), folder.name)
+
+
+def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
+    """A model with fresh weights, initialised as GLM-4.5's were. `config`: a Config or the name of a preset."""
+    from minglm.formats.checkpoint import as_dtype
+
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise ValueError(f"no preset {config!r}; there are {', '.join(PRESETS)}")
+        config = PRESETS[config]
+    params = init_params(config, np.random.default_rng(seed), as_dtype(dtype))
+    return Model(config, params)
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a checkpoint: an existing folder, else a shipped checkpoint of that name."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    here = Path(__file__).resolve().parent
+    for weights in (here / "weights", here.parent / "weights"):  # in a wheel; in a checkout
+        if (weights / str(name) / "config.json").exists():
+            return weights / str(name)
+    shipped = sorted({p.parent.name for w in (here, here.parent) for p in (w / "weights").glob("*/config.json")})
+    raise ValueError(f"{name}: no such folder, and no shipped checkpoint of that name ({', '.join(shipped) or 'none'})")
+
+
+def _checked_tap(tap: UserTap | None) -> Tap:
+    """A user's tap as the model calls it: returning nothing keeps the array, a replacement must fit."""
+    if tap is None:
+        return no_tap
+
+    def checked(name: str, array: Array) -> Array:
+        replacement = tap(name, array)
+        if replacement is None:
+            return array
+        if np.shape(replacement) != array.shape:
+            wanted, got = list(array.shape), list(np.shape(replacement))
+            raise ValueError(f"the tap returned shape {got} for {name}, wanted {wanted} (or None to keep it)")
+        return np.asarray(replacement, dtype=array.dtype)
+
+    return checked

@@ -1,0 +1,250 @@
+"""Checkpoints: folders in the Hugging Face layout, config.json beside one or several safetensors files.
+
+Reading is strict: every tensor that the config asks for must be there with its shape, and nothing else. Saving never
+destroys what was there before the new files are complete.
+"""
+
+import json
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # before any safetensors file is opened: it teaches NumPy the name "bfloat16"
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from minglm.config import Config
+from minglm.model.ops import Array
+from minglm.model.params import Params, build, walk
+
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_FILE_DTYPES = {"F64", "F32", "F16", "BF16"}
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """One of `DTYPES`, from its name or anything NumPy takes for it. Raises ValueError for others."""
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} cannot hold weights here; take one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def stored_dtype(name: str, dtype: np.dtype) -> np.dtype:
+    """The dtype a tensor is kept in: the selection bias never below float32.
+
+    Trained biases lie close together; bfloat16 would merge most of them and send tokens to other experts.
+    """
+    return np.promote_types(dtype, np.float32) if name.endswith("e_score_correction_bias") else dtype
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config, Params]:
+    """Read a folder. `dtype` is how the weights are kept in memory; see `as_dtype`.
+
+    Three layouts of the multi-token-prediction layers are known: with their own embedding and head (GLM-4.5), without
+    (GLM-4.6 and later: the main ones serve), and no such layer at all, whatever the config says.
+
+    Raises ValueError with one list of everything that is missing, unexpected or of another shape or kind.
+    """
+    folder, wanted_dtype = Path(folder), as_dtype(dtype)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
+    config = Config.load(folder)
+    with _open_files(folder) as found:
+        config, own_ends = _mtp_layout(config, found.keys(), folder)
+        _check(found, _expected(config, own_ends), folder)
+        not_finite: list[str] = []
+
+        def read(name: str, shape: tuple[int, ...]) -> Array:
+            out = np.empty(shape, stored_dtype(name, wanted_dtype))
+            for part, disk_name in _disk_parts(name, out):
+                part[...] = found[disk_name].get_tensor(disk_name)
+                if not np.isfinite(part).all():
+                    not_finite.append(disk_name)
+            return out
+
+        try:
+            params = build(config, read, own_ends)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{folder}: cannot read the weights: {error}; copy the files again") from error
+    if not_finite:
+        warnings.warn(f"{folder}: NaN or infinity in {_some(not_finite)}", stacklevel=2)
+    return config, params
+
+
+def _disk_parts(name: str, array: Array) -> Iterator[tuple[Array, str]]:
+    """The tensors on disk that make up one array in memory: one per expert of a stack, otherwise the array itself."""
+    if "*" not in name:
+        yield array, name
+        return
+    for e in range(len(array)):
+        yield array[e], name.replace("*", str(e))
+
+
+def _expected(config: Config, own_ends: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors on disk, found by building the model out of arrays that take no memory."""
+    empty = build(config, lambda name, shape: np.broadcast_to(np.float32(0), shape), own_ends)
+    return {name: array.shape for name, array in walk(empty)}
+
+
+def _mtp_layout(config: Config, names: Any, folder: Path) -> tuple[Config, bool]:
+    """Which of the three layouts the names show: the config to use, and whether MTP layers own embedding and head."""
+    L = config.num_hidden_layers
+    numbers = {int(m[1]) for name in names if (m := re.match(r"model\.layers\.(\d+)\.", name))}
+    if config.num_nextn_predict_layers and not any(n >= L for n in numbers):
+        warnings.warn(
+            f"{folder}: config.json names {config.num_nextn_predict_layers} multi-token-prediction layer(s), the "
+            "weights have none; loaded without",
+            stacklevel=3,
+        )
+        config = config.replace(num_nextn_predict_layers=0)
+    own = re.compile(r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
+    return config, any(own.fullmatch(name) for name in names)
+
+
+@contextmanager
+def _open_files(folder: Path) -> Iterator[dict[str, Any]]:
+    """Tensor name -> the open file that holds it."""
+    found: dict[str, Any] = {}
+    with ExitStack() as files:
+        for path in _weight_files(folder):
+            try:
+                file = files.enter_context(safe_open(path, framework="np"))
+                found.update(dict.fromkeys(file.keys(), file))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path}: cannot read it: {error}; damaged or cut short? Copy it again") from error
+        yield found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).exists():
+        return [folder / _SINGLE]
+    index = folder / _INDEX
+    if not index.exists():
+        raise ValueError(f"{folder}: neither {_SINGLE} nor {_INDEX} is there; is this the folder of a model?")
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        paths = [folder / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: wanted a JSON object with a 'weight_map' of tensor to file names") from error
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(f"{folder}: {_some(missing)} named in {_INDEX} but not there; copy the rest of the files")
+    return paths
+
+
+def _check(found: dict[str, Any], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
+    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
+    for name, file in found.items():
+        part = file.get_slice(name)
+        shape, kind = tuple(part.get_shape()), part.get_dtype()
+        if name not in expected:
+            problems.append(f"unexpected: {name} {list(shape)}")
+        elif shape != expected[name]:
+            problems.append(f"wrong shape: {name} is {list(shape)}, wanted {list(expected[name])}")
+        elif kind not in _FILE_DTYPES:
+            problems.append(f"wrong dtype: {name} is {kind}, wanted one of {', '.join(sorted(_FILE_DTYPES))}")
+    if problems:
+        listing = "\n  ".join(problems)
+        raise ValueError(
+            f"{folder}: {len(problems)} tensors do not fit config.json; "
+            f"compare its sizes and num_nextn_predict_layers with the files:\n  {listing}"
+        )
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    folder: str | Path, config: Config, params: Params, dtype: Any = "float32", max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Write config.json and the weights; other files in the folder stay.
+
+    All new files are written in full before the first old one is replaced, and one rename makes the new weights the
+    valid ones: whoever is killed before it leaves the old checkpoint, a full disk does so too (OSError).
+    """
+    folder, kind = Path(folder), as_dtype(dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: np.ascontiguousarray(array, dtype=stored_dtype(name, kind))  # safetensors 0.8 garbles transposed views
+        for name, array in walk(params)
+    }
+    shards = _split(tensors, max_shard_bytes)
+    mark = uuid.uuid4().hex[:8]
+    temporary = {f"config-{mark}.tmp": "config.json"}  # temporary name -> final name; the last rename counts
+    (folder / f"config-{mark}.tmp").write_text(config.to_json(), "utf-8")
+    try:
+        if len(shards) == 1:
+            _write(folder / f"{mark}.tmp", shards[0])
+            temporary[f"{mark}.tmp"] = _SINGLE
+        else:
+            _write_shards(folder, shards, mark)
+            temporary[f"{mark}.tmp"] = _INDEX
+        for name, final in temporary.items():
+            os.replace(folder / name, folder / final)
+    except BaseException:
+        for path in folder.glob(f"*{mark}*"):
+            path.unlink()
+        raise
+    _remove_others(folder, keep=_INDEX if len(shards) > 1 else _SINGLE, mark=mark)
+
+
+def _split(tensors: dict[str, Array], max_bytes: int) -> list[dict[str, Array]]:
+    shards: list[dict[str, Array]] = [{}]
+    size = 0
+    for name, array in tensors.items():
+        if shards[-1] and size + array.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards
+
+
+def _write(path: Path, tensors: dict[str, Array]) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # the layout's name; transformers looks for it
+    except SafetensorError as error:
+        raise OSError(f"{path.parent}: the weights could not be written, what was there still is: {error}") from error
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _write_shards(folder: Path, shards: list[dict[str, Array]], mark: str) -> None:
+    """Shards get names that no earlier save used, so that an old index never points to new weights."""
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}-{mark}.safetensors"
+        _write(folder / name, shard)
+        weight_map.update(dict.fromkeys(shard, name))
+    total = sum(array.nbytes for shard in shards for array in shard.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / f"{mark}.tmp").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _remove_others(folder: Path, keep: str, mark: str) -> None:
+    """Weights of earlier saves, now that the new ones count. The single file is read first, so it goes first."""
+    for name in (_SINGLE, _INDEX):
+        if name != keep:
+            (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("model-*-of-*.safetensors"):
+        if mark not in path.name:
+            path.unlink()
