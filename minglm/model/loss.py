@@ -49,7 +49,7 @@ def loss_and_grads(
     main, saved_main = ops.cross_entropy(logits, targets)
     # 2. MTP layers, each on the output of the one before
     depths = min(len(params.mtp), ids.shape[1] - 1) if mtp_weight else 0
-    chain = mtp_chain(hidden, ids, saved.layout.segments, params, config, depths, ops=ops)
+    chain = mtp_chain(hidden, ids, saved.layout, params, config, depths, ops=ops)
     mtp_losses = [_mtp_loss(depth, k, targets, params, ops) for k, depth in enumerate(chain, start=1)]
     mtp = sum((loss for loss, _ in mtp_losses), main.dtype.type(0)) / max(depths, 1)
     # 3. routers

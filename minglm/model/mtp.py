@@ -121,26 +121,29 @@ class Depth(NamedTuple):
 def mtp_chain(
     hidden: Array,
     ids: Array,
-    segments: Array,
+    trunk: Layout,
     params: Params,
     config: Config,
     depths: int,
     tap: Tap = no_tap,
     ops: ModuleType = numpy_ops,
-) -> list[Depth]:  # [B, T, D], int [B, T] ×2 -> depths 1 … `depths`
+) -> list[Depth]:  # [B, T, D], int [B, T] -> depths 1 … `depths`
     """Run depths 1, 2, … on the trunk's hidden states. Beyond the last MTP layer the layers are used again from the
     first, as engines do when they draft more tokens than there are layers.
 
-    Depth k has T − k rows. A row whose tokens belong to two documents sees nobody and is marked invalid.
+    Depth k has T − k rows, at the positions of their hidden states (`trunk` is the layout that these were made with;
+    counting from the next token instead changes nothing, rotation is relative). A row whose tokens belong to two documents sees nobody and is marked invalid.
     """
     chain: list[Depth] = []
     for k in range(1, depths + 1):
         rows = ids.shape[1] - k
         number = (k - 1) % len(params.mtp)
         mtp = in_compute_dtype(params.mtp[number], hidden.dtype)
-        own = segments[:, :rows]
-        valid = (own == segments[:, k:]) & (own >= 0)
-        layout = make_layout((len(ids), rows), config, hidden.dtype, segments=np.where(valid, own, -1))
+        own = trunk.segments[:, :rows]
+        valid = (own == trunk.segments[:, k:]) & (own >= 0)
+        layout = make_layout(
+            own.shape, config, hidden.dtype, None, trunk.positions[:, :rows], segments=np.where(valid, own, -1)
+        )
         table = mtp_embedding_weight(params, mtp)
         tap_here = scoped(tap, f"layers.{config.num_hidden_layers + number}.")
         normed, saved = mtp_layer(hidden[:, :rows], ids[:, k:], mtp, table, config, layout, tap=tap_here, ops=ops)

@@ -30,7 +30,7 @@ def inverse_frequencies(config: Config, dtype: Any = np.float64) -> tuple[Array,
     The power is rounded to `dtype` before it is inverted: this order gives the bits that torch gives.
     """
     r = config.rotary_dim
-    exponents = np.arange(0, r, 2).astype(dtype) / dtype(r)
+    exponents = np.arange(0, r, 2).astype(dtype) / r
     periods = (config.rope_theta ** exponents.astype(np.float64)).astype(dtype)
     scaling = config.rope_scaling
     if scaling is None:
