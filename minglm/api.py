@@ -100,7 +100,7 @@ class Model:
             raise ValueError(f"depth = {depth} must lie between 1 and T − 1 = {ids.shape[1] - 1}")
         checked = _checked_tap(tap)
         hidden, saved = transformer(ids, self.params, self.config, segments=segments)
-        chain = mtp_chain(hidden, ids, saved.layout.segments, self.params, self.config, depth, checked)
+        chain = mtp_chain(hidden, ids, saved.layout, self.params, self.config, depth, checked)
         weight = mtp_head_weight(self.params, self.params.mtp[chain[-1].layer])
         return linear(chain[-1].normed, weight.astype(hidden.dtype, copy=False))
 
