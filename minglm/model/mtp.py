@@ -131,8 +131,8 @@ def mtp_chain(
     """Run depths 1, 2, … on the trunk's hidden states. Beyond the last MTP layer the layers are used again from the
     first, as engines do when they draft more tokens than there are layers.
 
-    Depth k has T − k rows, at the positions of their hidden states (`trunk` is the layout that these were made with;
-    counting from the next token instead changes nothing, rotation is relative). A row whose tokens belong to two documents sees nobody and is marked invalid.
+    Depth k has T − k rows, at the positions of their hidden states (`trunk` is the layout that those were made with).
+    A row whose tokens belong to two documents sees nobody and is marked invalid.
     """
     chain: list[Depth] = []
     for k in range(1, depths + 1):
