@@ -1,0 +1,76 @@
+"""Small models that between them use every switch, with weights that hide nothing.
+
+A scaling factor of 1, a bias of 0 or a norm weight of 1 lets wrong code pass; none of these has one by default.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minglm.config import PRESETS, Config
+from minglm.model.params import Params, build, is_norm
+
+MICRO = PRESETS["micro"]
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+}
+
+
+class Variant(NamedTuple):
+    config: Config
+    mtp_own_ends: bool = False
+
+
+VARIANTS: dict[str, Variant] = {
+    "micro": Variant(MICRO),
+    "air-like": Variant(MICRO.replace(use_qk_norm=False, n_group=1, topk_group=1, num_nextn_predict_layers=1)),
+    "no-bias": Variant(MICRO.replace(attention_bias=False)),
+    "unnormalised-weights": Variant(MICRO.replace(norm_topk_prob=False, routed_scaling_factor=0.7)),
+    "tied": Variant(MICRO.replace(tie_word_embeddings=True)),
+    "two-dense": Variant(MICRO.replace(first_k_dense_replace=2)),
+    "no-dense": Variant(MICRO.replace(first_k_dense_replace=0, n_group=2, topk_group=1)),
+    "all-dense": Variant(MICRO.replace(first_k_dense_replace=3)),
+    "no-mtp": Variant(MICRO.replace(num_nextn_predict_layers=0)),
+    "mtp-own-ends": Variant(MICRO.replace(num_nextn_predict_layers=1), mtp_own_ends=True),
+    "rotate-all": Variant(MICRO.replace(partial_rotary_factor=1.0)),
+    "rotate-quarter": Variant(MICRO.replace(partial_rotary_factor=0.25, head_dim=16)),
+    "linear-rope": Variant(MICRO.replace(rope_scaling={"rope_type": "linear", "factor": 3.0})),
+    "yarn": Variant(MICRO.replace(rope_scaling=YARN)),
+    "yarn-mscale": Variant(MICRO.replace(rope_scaling={**YARN, "mscale": 0.7, "mscale_all_dim": 0.3}, head_dim=24)),
+    "one-pick-of-two": Variant(MICRO.replace(n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1)),
+    "one-kv-head": Variant(MICRO.replace(num_key_value_heads=1)),
+    "all-kv-heads": Variant(MICRO.replace(num_key_value_heads=6, n_shared_experts=1)),
+}
+
+
+def random_params(config: Config, seed: int, dtype: type = np.float32, mtp_own_ends: bool = False) -> Params:
+    """Weights of order one everywhere: matrices 1/√in, norm weights around 1, biases and selection biases around 0.
+
+    From RandomState, whose stream NumPy promises never to change: the committed oracles depend on it.
+    """
+    random = np.random.RandomState(seed)  # noqa: NPY002
+
+    def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = random.standard_normal(shape)
+        if is_norm(name):
+            return (1 + 0.4 * noise).astype(dtype)
+        if name.endswith("bias"):
+            return (0.3 * noise).astype(dtype)
+        if "embed_tokens" in name:
+            return noise.astype(dtype)
+        return (noise / shape[-1] ** 0.5).astype(dtype)
+
+    return build(config, make, mtp_own_ends)
+
+
+def random_ids(config: Config, seed: int, shape: tuple[int, int] = (2, 11)) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, config.vocab_size, shape)  # noqa: NPY002
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    """max |a − b| / max |b|: the error of an array, as the proof table defines it."""
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max()) if wanted.size else 0.0
