@@ -13,7 +13,7 @@ from typing import NamedTuple
 from numpy.random import Generator, default_rng
 
 HELDOUT_ONE_IN = 10
-MAX_TRIES_PER_ITEM = 1000  # a task in which nothing is held out (or everything) must not loop for ever
+MAX_TRIES_PER_ITEM = 100_000  # finds the last rare item; a task with too few must not loop for ever
 
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
