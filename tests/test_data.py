@@ -1,0 +1,402 @@
+"""Training data: what is read, what is held out, and batches that never cross a document."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minglm.train import data
+from minglm.train.data import (
+    IGNORE,
+    PADDING,
+    Batch,
+    Corpus,
+    Document,
+    Mixture,
+    TokenStream,
+    compare_file_lists,
+    corpus_files,
+    docstrings,
+    documents,
+    file_list,
+    heldout_documents,
+    load_text_files,
+    make_document,
+    stream_batches,
+    windows,
+)
+from minglm.train.tasks import TASKS, Task, is_heldout
+
+END = 256  # after the bytes
+
+
+def encode(text: str) -> list[int]:
+    """One token per byte."""
+    return list(text.encode())
+
+
+def decode(ids: list[int]) -> str:
+    return bytes(ids).decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def training() -> list[Document]:
+    """The real training documents of the Python that runs the tests."""
+    return list(documents())
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A small standard library."""
+    long_docstring = "This paragraph is long enough to count as prose. " * 6
+    files = {
+        "b.py": f'"""{long_docstring}"""\n\nclass C:\n    """Short."""\n',
+        "a.py": "x = 1\n",
+        "pack/c.py": "y = 2\r\n",
+        "test/test_a.py": "no = 0\n",
+        "pack/tests/test_c.py": "no = 0\n",
+        "idlelib/idle_test/test_x.py": "no = 0\n",
+        "site-packages/numpy/__init__.py": "no = 0\n",
+        "encodings/cp1252.py": "no = 0\n",
+        "html/entities.py": "no = 0\n",
+        "_sysconfigdata__linux.py": "no = 0\n",
+        "pydoc_data/topics.py": "topics = {'assert': 'The assert statement.\\n', 'pass': 'Nothing.\\n'}\n",
+        "broken.py": "def f(:\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text.encode())
+    (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\nname = '\xe9'\n")
+    return tmp_path
+
+
+# ---- documents
+
+
+def test_corpus_files_are_sorted_and_skip_tests_tables_and_packages(library: Path) -> None:
+    assert corpus_files(library) == ["a.py", "b.py", "broken.py", "latin.py", "pack/c.py"]
+
+
+def test_documents_of_a_small_library(library: Path) -> None:
+    found = {(document.domain, document.name): document.text for document in documents(library)}
+    assert set(found) == {
+        ("code", "a.py"),
+        ("code", "b.py"),
+        ("code", "broken.py"),  # another version's syntax is still text
+        ("code", "pack/c.py"),
+        ("prose", "b.py"),
+        ("prose", "topic:assert"),
+        ("prose", "topic:pass"),
+    }
+    assert found["code", "pack/c.py"] == "y = 2\n"
+    assert found["prose", "b.py"].startswith("This paragraph")
+    assert "Short" not in found["prose", "b.py"]
+
+
+def test_docstrings_of_nested_classes_without_their_indentation() -> None:
+    text = "First line.\n\n    " + "word " * 50 + "\nLast line."
+    source = f'class A:\n    class B:\n        """{text.replace(chr(10), chr(10) + "        ")}"""\n'
+    assert docstrings(source).startswith("First line.\n\n    word word")
+    assert docstrings("x = 1") == ""
+
+
+def test_file_lists_are_compared_in_one_sentence() -> None:
+    recorded = file_list([make_document("code", name, name) for name in ("a.py", "b.py", "c.py")])
+    found = file_list(
+        [make_document("code", *pair) for pair in (("a.py", "a.py"), ("b.py", "!"), ("d.py", "d"))]
+    )
+    assert recorded[0]["bytes"] == 4
+    assert compare_file_lists(recorded, recorded) is None
+    assert compare_file_lists(recorded, found) == (
+        "The training files differ from the 3 recorded ones: 1 missing (code c.py), 1 new (code d.py), "
+        "1 changed (code b.py)."
+    )
+    assert json.loads(json.dumps(recorded)) == recorded
+
+
+def test_this_machine_has_code_and_prose(training: list[Document]) -> None:
+    sizes = {
+        domain: sum(r["bytes"] for r in file_list(training) if r["domain"] == domain)
+        for domain in ("code", "prose")
+    }
+    assert sizes["code"] > 5_000_000
+    assert sizes["prose"] > 200_000
+    assert len({(document.domain, document.name) for document in training}) == len(training)
+
+
+# ---- held-out text
+
+
+def test_heldout_text_is_frozen_and_listed() -> None:
+    held = heldout_documents()
+    assert sum(len(document.text.encode()) for document in held) <= 300_000
+    assert {document.domain for document in held} == {"code", "prose"}
+    assert heldout_documents("code") == [document for document in held if document.domain == "code"]
+    for domain in ("code", "prose"):
+        text = "".join(document.text for document in heldout_documents(domain))
+        assert (data.HELDOUT_FOLDER / f"{domain}.txt").read_bytes() == text.encode()
+    readme = (data.HELDOUT_FOLDER / "README.md").read_text(encoding="utf-8")
+    assert all(document.sha256 in readme for document in held)
+
+
+def test_changed_heldout_text_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in data.HELDOUT_FOLDER.glob("*.*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = (tmp_path / "prose.txt").read_bytes()
+    (tmp_path / "prose.txt").write_bytes(text.replace(b"queue", b"QUEUE", 1))
+    monkeypatch.setattr(data, "HELDOUT_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"prose.txt: asyncio/queues.py.*restore"):
+        heldout_documents()
+
+
+def _passages(text: str, count: int = 3, length: int = 50) -> Iterator[tuple[str, ...]]:
+    """Every `count` successive lines among those of at least `length` characters."""
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if len(line) >= length]
+    return (tuple(lines[i : i + count]) for i in range(len(lines) - count + 1))
+
+
+def test_no_heldout_passage_is_in_the_training_text(training: list[Document]) -> None:
+    held = {passage for document in heldout_documents() for passage in _passages(document.text)}
+    assert len(held) > 500
+    leaks = [document.name for document in training if not held.isdisjoint(_passages(document.text))]
+    assert leaks == []
+    assert not {document.name for document in training} & {document.name for document in heldout_documents()}
+
+
+def test_near_duplicates_and_quotations_of_heldout_text_are_dropped(library: Path) -> None:
+    csv, heapq = (d.text for d in heldout_documents("code") if d.name in ("csv.py", "heapq.py"))
+    (library / "csv.py").write_text("new = 'a rewritten file under a held-out name'\n", "utf-8")
+    (library / "moved.py").write_text("import abc\n" + csv.replace("csv", "CSV"), "utf-8")
+    filler = "".join(f"a_long_line_of_other_code_number_{i} = {i}\n" for i in range(2000))
+    (library / "quotes.py").write_text(filler + heapq[:1500], "utf-8")
+    (library / "other.py").write_text(filler, "utf-8")
+    kept = {document.name for document in documents(library)}
+    assert "other.py" in kept
+    assert not {"csv.py", "moved.py", "quotes.py"} & kept
+
+
+# ---- the user's files
+
+
+def test_load_text_and_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffhé\r\nyou\n".encode())
+    (tmp_path / "b.jsonl").write_text(
+        '{"text": "one"}\n\n{"text": "", "id": 1}\n{"text": "two\u2028", "id": 2}\n', "utf-8"
+    )
+    found = load_text_files([tmp_path / "a.txt", str(tmp_path / "b.jsonl")])
+    assert [document.text for document in found] == ["hé\nyou\n", "one", "two\u2028"]
+    assert {document.domain for document in found} == {"text"}
+    assert [document.name.rpartition("/")[2] for document in found] == ["a.txt", "b.jsonl:1", "b.jsonl:4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "no such file"),
+        ("empty.txt", b"", "empty"),
+        ("blank.txt", b" \n\n", "empty"),
+        ("nul.txt", b"abc\0def", "binary"),
+        ("latin.txt", b"caf\xe9 noir", "not UTF-8 at byte 3"),
+        ("bad.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not JSON"),
+        ("list.jsonl", b"[1]", 'line 1: no "text"'),
+        ("key.jsonl", b'{"text": "a"}\n{"txt": "a"}', 'line 2: no "text"'),
+        ("number.jsonl", b'{"text": 3}', 'line 1: no "text"'),
+        ("none.jsonl", b'{"text": ""}', 'every "text" is empty'),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_text_files([tmp_path / name])
+    assert str(tmp_path / name) in str(error.value)
+
+
+# ---- corpus and windows
+
+
+def test_corpus_ends_every_document() -> None:
+    docs = [
+        make_document("code", "a", "xy"),
+        make_document("prose", "b", "z"),
+        make_document("code", "c", "é"),
+    ]
+    streams = Corpus.build(docs, encode, END).streams
+    assert streams["code"].tokens.tolist() == [*b"xy", END, *"é".encode(), END]
+    assert streams["code"].starts.tolist() == [0, 3]
+    assert streams["prose"].tokens.tolist() == [*b"z", END]
+    assert streams["code"].tokens.dtype == np.uint16
+    big = Corpus.build(docs, encode, 2**16).streams["code"]
+    assert big.tokens.dtype == np.int32
+    assert big.tokens[2] == 2**16
+
+
+def _stream(lengths: list[int]) -> tuple[TokenStream, list[tuple[int, int]]]:
+    """Documents of the given lengths with distinct tokens, and (document, token) for every position."""
+    tokens = np.arange(sum(lengths), dtype=np.int32)
+    starts = np.cumsum([0, *lengths[:-1]])
+    owners = [document for document, length in enumerate(lengths) for _ in range(length)]
+    return TokenStream(tokens, starts), list(zip(owners, tokens.tolist(), strict=True))
+
+
+def _check_rows(batch: Batch, first: list[int], flat: list[tuple[int, int]]) -> None:
+    """Position by position, from the definition."""
+    for row, start in enumerate(first):
+        for t in range(batch.ids.shape[1]):
+            here, after = (flat[at] if at < len(flat) else None for at in (start + t, start + t + 1))
+            target = after[1] if here and after and here[0] == after[0] else IGNORE
+            assert batch.targets[row, t] == target
+            assert batch.segments[row, t] == (here[0] - flat[start][0] if here else PADDING)
+            assert here is None or batch.ids[row, t] == here[1]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12), st.data())
+def test_windows_against_the_definition(
+    lengths: list[int], sequence_length: int, draw: st.DataObject
+) -> None:
+    stream, flat = _stream(lengths)
+    first = draw.draw(st.lists(st.integers(0, len(flat) - 1), min_size=1, max_size=4))
+    batch = windows(stream, np.array(first), sequence_length)
+    assert all(array.shape == (len(first), sequence_length) and array.dtype == np.int64 for array in batch)
+    _check_rows(batch, first, flat)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 3))
+def test_stream_batches_score_every_token_once(
+    lengths: list[int], sequence_length: int, batch_size: int
+) -> None:
+    stream, flat = _stream(lengths)
+    batches = list(stream_batches(stream, sequence_length, batch_size))
+    scored = [target for batch in batches for target in batch.targets.ravel().tolist() if target != IGNORE]
+    assert scored == sorted(set(range(len(flat))) - set(stream.starts.tolist()))
+    read = [
+        i for b in batches for i, s in zip(b.ids.ravel(), b.segments.ravel(), strict=True) if s != PADDING
+    ]
+    assert read == list(range(len(flat)))
+
+
+# ---- the mixture
+
+DOCUMENTS = [
+    *(make_document("code", f"{i}.py", f"def f{i}(x):\n    return x + {i}\n" * 3) for i in range(20)),
+    *(make_document("prose", f"{i}.txt", f"Some words about {i}.\n" * 5) for i in range(20)),
+]
+CORPUS = Corpus.build(DOCUMENTS, encode, END)
+WEIGHTS = {
+    "code": 0.4,
+    "prose": 0.25,
+    "addition": 0.2,
+    "subtraction": 0.05,
+    "reversal": 0.05,
+    "number_words": 0.05,
+}
+
+
+def mixture(
+    weights: dict[str, float] = WEIGHTS, sequence_length: int = 64, batch_size: int = 8, seed: int = 1
+) -> Mixture:
+    return Mixture(CORPUS, TASKS.values(), weights, sequence_length, batch_size, seed, encode, END)
+
+
+def _row_kind(ids: np.ndarray) -> str:
+    text = decode([i for i in ids.tolist() if i != END])
+    return "code" if "return" in text else "prose" if "ords" in text and "->" not in text else "tasks"
+
+
+@given(seed=st.integers(0, 2**32), step=st.integers(0, 10**6), T=st.integers(1, 70), B=st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_batches_are_aligned(seed: int, step: int, T: int, B: int) -> None:
+    batch = mixture(sequence_length=T, batch_size=B, seed=seed).batch(step)
+    assert all(array.shape == (B, T) and array.dtype == np.int64 for array in batch)
+    assert (batch.segments[:, 0] == 0).all()
+    moves = np.diff(batch.segments, axis=1)
+    assert ((moves == 0) | (moves == 1)).all()
+    # A segment ends exactly after an end token, and there and only there is no target.
+    np.testing.assert_array_equal(moves == 1, batch.ids[:, :-1] == END)
+    np.testing.assert_array_equal(batch.targets == IGNORE, batch.ids == END)
+    inside = moves == 0
+    np.testing.assert_array_equal(batch.targets[:, :-1][inside], batch.ids[:, 1:][inside])
+
+
+def test_batches_are_a_pure_function_of_seed_and_step() -> None:
+    one, other = mixture(), mixture()
+    later = [one.batch(step) for step in range(5)]
+    for step in (3, 0, 4):  # any order, another object
+        assert all(map(np.array_equal, other.batch(step), later[step]))
+    assert not np.array_equal(later[0].ids, later[1].ids)
+    assert not np.array_equal(mixture(seed=2).batch(0).ids, later[0].ids)
+
+
+def test_every_batch_holds_every_domain_in_proportion() -> None:
+    mix = mixture(sequence_length=120, batch_size=7)
+    counts = []
+    for step in range(60):
+        kinds = [_row_kind(ids) for ids in mix.batch(step).ids]
+        counts.append([kinds.count(kind) for kind in ("code", "prose", "tasks")])
+    shares = 7 * np.array([0.4, 0.25, 0.35])
+    assert (np.array(counts) >= np.floor(shares)).all()
+    assert (np.array(counts) <= np.ceil(shares)).all()
+    np.testing.assert_allclose(np.mean(counts, axis=0), shares, atol=0.2)
+
+
+def test_task_rows_hold_right_answers_to_items_that_are_not_held_out() -> None:
+    mix = mixture({"addition": 3, "subtraction": 1, "reversal": 1, "number_words": 1}, sequence_length=300)
+    names = {"+": 0, "-": 0, "reverse": 0, "words": 0, "number": 0}
+    for step in range(40):
+        for ids in mix.batch(step).ids:
+            for document in _complete_documents(ids):
+                lines = document.splitlines()
+                assert 1 <= len(lines) <= 6
+                for line in lines:
+                    prompt = line[: line.index("=") + 1] if "=" in line else line[: line.index("->") + 2]
+                    assert not is_heldout(prompt)
+                    key = prompt.split(":")[0] if ":" in prompt else "+" if "+" in prompt else "-"
+                    names[key] += 1
+                    if prompt.endswith("="):
+                        assert int(line.removeprefix(prompt)) == eval(prompt[:-1])
+    assert min(names.values()) > 100
+    assert 1.5 < names["+"] / names["reverse"] < 8
+
+
+def _complete_documents(ids: np.ndarray) -> Iterator[str]:
+    ends = np.flatnonzero(ids == END)
+    for start, end in zip([0, *(ends[:-1] + 1)], ends, strict=False):
+        yield decode(ids[start:end].tolist())
+
+
+def test_text_windows_reach_the_whole_stream() -> None:
+    stream = TokenStream(np.arange(12, dtype=np.uint16), np.array([0]))
+    mix = Mixture(Corpus({"text": stream}), [], {"text": 1}, 10, 4, 0, encode, END)
+    first = np.concatenate([mix.batch(step).ids[:, 0] for step in range(20)])
+    assert set(first.tolist()) == {0, 1}
+    assert mix.batch(0).targets.max() <= 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": {"code": 1, "poetry": 1}}, "poetry: wanted some of code, prose, addition"),
+        ({"weights": {"code": -1.0, "prose": 2}}, "from 0 up"),
+        ({"weights": {"code": float("nan")}}, "finite"),
+        ({"weights": {"code": 0.0}}, "above 0"),
+        ({"weights": {}}, "above 0"),
+        ({"sequence_length": 0}, "sequence_length is 0: wanted at least 1"),
+        ({"batch_size": -3}, "batch_size is -3: wanted at least 1"),
+        ({"sequence_length": 10_000}, "'code' has .* tokens, a row needs 10001"),
+    ],
+)
+def test_mixture_errors(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixture(**change)
+
+
+def test_a_task_and_a_domain_of_one_name_are_an_error() -> None:
+    corpus = Corpus.build([make_document("addition", "a", "text")], encode, END)
+    task: Task = TASKS["addition"]
+    with pytest.raises(ValueError, match="addition names a domain and a task"):
+        Mixture(corpus, [task], {"addition": 1}, 2, 1, 0, encode, END)
