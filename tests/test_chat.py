@@ -1,0 +1,516 @@
+"""The chat format: every render GLM-4.5's template is known by, and reading answers back."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minglm.text.chat import Answer, ChatTemplate, ToolCall, parse_answer
+
+quick = settings(deadline=None, max_examples=150)
+TEMPLATE = ChatTemplate()
+HI = {"role": "user", "content": "Hi"}
+BYE = {"role": "user", "content": "Bye"}
+
+
+def render(*messages, **options):
+    return TEMPLATE.render(list(messages), **options)
+
+
+def said(content=None, **fields):
+    return {"role": "assistant", "content": content, **fields}
+
+
+def called(name, arguments):
+    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool(name, **properties):
+    parameters = {"type": "object", "properties": properties}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+# Rendering
+
+
+def test_render_plain_with_thinking_on():
+    assert render(HI) == "[gMASK]<sop><|user|>\nHi<|assistant|>"
+    assert render(HI, enable_thinking=True) == render(HI)
+
+
+def test_render_thinking_off_marks_every_user_turn_once():
+    expected = "[gMASK]<sop><|user|>\nHi/nothink<|assistant|>\n<think></think>"
+    assert render(HI, enable_thinking=False) == expected
+    assert render({"role": "user", "content": "Hi/nothink"}, enable_thinking=False) == expected
+    turns = render(HI, said("Hello"), BYE, enable_thinking=False)
+    assert turns == (
+        "[gMASK]<sop><|user|>\nHi/nothink<|assistant|>\n<think></think>\nHello"
+        "<|user|>\nBye/nothink<|assistant|>\n<think></think>"
+    )
+
+
+def test_render_system_and_no_generation_prompt():
+    messages = [{"role": "system", "content": "Be brief."}, HI]
+    assert render(*messages) == "[gMASK]<sop><|system|>\nBe brief.<|user|>\nHi<|assistant|>"
+    assert render(*messages, add_generation_prompt=False) == "[gMASK]<sop><|system|>\nBe brief.<|user|>\nHi"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        said("Hello"),
+        said("Hello", reasoning_content="because"),
+        said("\n<think>because</think>\nHello"),
+        said("because</think>\n\n Hello \n"),
+    ],
+)
+def test_render_drops_thinking_before_the_last_user_turn(answer):
+    expected = "[gMASK]<sop><|user|>\nHi<|assistant|>\n<think></think>\nHello<|user|>\nBye<|assistant|>"
+    assert render(HI, answer, BYE) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [said("Hello", reasoning_content=" because\n"), said("<think>\nbecause\n</think>\n\nHello")],
+)
+def test_render_keeps_thinking_after_the_last_user_turn(answer):
+    expected = "[gMASK]<sop><|user|>\nHi<|assistant|>\n<think>because</think>\nHello"
+    assert render(HI, answer, add_generation_prompt=False) == expected
+
+
+def test_render_finds_the_last_user_turn_among_equal_ones():
+    turns = render(HI, said("a", reasoning_content="one"), HI, said("b", reasoning_content="two"))
+    assert "one" not in turns
+    assert "<think>two</think>" in turns
+
+
+def test_render_user_text_is_not_stripped_and_not_escaped():
+    text = "  <b>&\"'{{ x }}\n\n"
+    assert render({"role": "user", "content": text}) == f"[gMASK]<sop><|user|>\n{text}<|assistant|>"
+
+
+def test_render_list_content_is_joined():
+    parts = [{"type": "text", "text": "H"}, "i"]
+    assert render({"role": "user", "content": parts}) == render(HI)
+
+
+def test_render_tools_block_comes_before_the_system_turn():
+    tools = [tool("wetter", ort={"type": "string", "description": "Stadt: Köln, 北京 <b>"}), tool("now")]
+    text = render({"role": "system", "content": "Be brief."}, HI, tools=tools)
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in tools)
+    assert text.startswith("[gMASK]<sop><|system|>\n# Tools\n\n")
+    assert f"<tools>\n{lines}</tools>\n\n" in text
+    assert text.endswith("</tool_call><|system|>\nBe brief.<|user|>\nHi<|assistant|>")
+    assert render(HI, tools=[]) == render(HI, tools=None) == render(HI)
+
+
+def test_render_call_with_strings_raw_and_the_rest_as_json():
+    answer = said(tool_calls=[called("f", {"a": " x ", "b": True, "c": [1, "ä"], "d": None, "e": 1.5})])
+    assert render(HI, answer, add_generation_prompt=False).removeprefix("[gMASK]<sop><|user|>\nHi") == (
+        "<|assistant|>\n<think></think>\n<tool_call>f\n"
+        "<arg_key>a</arg_key>\n<arg_value> x </arg_value>\n"
+        "<arg_key>b</arg_key>\n<arg_value>true</arg_value>\n"
+        '<arg_key>c</arg_key>\n<arg_value>[1, "ä"]</arg_value>\n'
+        "<arg_key>d</arg_key>\n<arg_value>null</arg_value>\n"
+        "<arg_key>e</arg_key>\n<arg_value>1.5</arg_value>\n</tool_call>"
+    )
+
+
+@pytest.mark.parametrize("call", [called("now", {}), called("now", None), {"name": "now"}])
+def test_render_call_without_arguments(call):
+    text = render(HI, said(tool_calls=[call]), add_generation_prompt=False)
+    assert text.endswith("<|assistant|>\n<think></think>\n<tool_call>now\n</tool_call>")
+
+
+def test_render_content_then_several_calls():
+    answer = said("Let me see.", tool_calls=[called("a", {}), called("b", {})])
+    text = render(HI, answer, add_generation_prompt=False)
+    assert text.endswith("\nLet me see.\n<tool_call>a\n</tool_call>\n<tool_call>b\n</tool_call>")
+
+
+def test_render_results_open_one_observation_per_run():
+    results = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
+    expected = (
+        "<|observation|>\n<tool_response>\n1\n</tool_response>"
+        "\n<tool_response>\n2\n</tool_response><|assistant|>"
+    )
+    assert render(HI, *results).endswith("Hi" + expected)
+    assert render(HI, {"role": "tool", "content": [{"output": "1"}, "2"]}).endswith("Hi" + expected)
+    again = render(HI, results[0], said("ok"), results[1])
+    assert again.count("<|observation|>") == 2
+
+
+def test_render_thinking_is_kept_through_a_tool_loop():
+    answer = said("", reasoning_content="ask", tool_calls=[called("now", {})])
+    text = render(HI, answer, {"role": "tool", "content": "12:00"})
+    assert text == (
+        "[gMASK]<sop><|user|>\nHi<|assistant|>\n<think>ask</think>\n<tool_call>now\n</tool_call>"
+        "<|observation|>\n<tool_response>\n12:00\n</tool_response><|assistant|>"
+    )
+
+
+def test_render_leaves_the_messages_alone():
+    message = said(tool_calls=[called("now", {})])
+    render(HI, message)
+    assert message["content"] is None
+
+
+# Messages that are refused
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("Hi", r"messages is str; wanted a list"),
+        (HI, r"messages is dict; wanted a list"),
+        ([HI, "Hi"], r"messages\[1\] is str"),
+        ([{"content": "Hi"}], r"messages\[0\]: role is None; wanted one of system"),
+        ([HI, {"role": "bot", "content": "Hi"}], r"messages\[1\]: role is 'bot'"),
+        ([HI, said(None)], r"messages\[1\]: content is missing or None"),
+        ([{"role": "user"}], r"messages\[0\]: content is missing"),
+        ([{"role": "user", "content": 5}], r"messages\[0\]: content is int"),
+        ([{"role": "user", "content": ["a", {"type": "image"}]}], r"content\[1\] is not text"),
+        ([said(tool_calls={"name": "f"})], r"messages\[0\]: tool_calls is dict"),
+        ([said(tool_calls=[{"function": {}}])], r"tool_calls\[0\] has no function name"),
+        ([said(tool_calls=["f"])], r"tool_calls\[0\] has no function name"),
+        (
+            [HI, said(tool_calls=[called("g", {}), called("f", '{"a": 1}')])],
+            r"messages\[1\]: tool_calls\[1\]: arguments is str; wanted a dict. Try json.loads",
+        ),
+        ([said(tool_calls=[called("f", [1])])], r"tool_calls\[0\]: arguments is list"),
+        ([said(tool_calls=[called("f", {"a": {1}})])], r"messages\[0\] holds .* set"),
+    ],
+)
+def test_wrong_message_is_named(messages, says):
+    with pytest.raises(ValueError, match=says):
+        TEMPLATE.render(messages)
+
+
+def test_wrong_tools_are_named():
+    with pytest.raises(ValueError, match="tools is not a list"):
+        render(HI, tools={"name": "f"})
+
+
+# Templates of other checkpoints
+
+
+def test_template_that_does_not_compile_names_the_line():
+    with pytest.raises(ValueError, match="chat template, line 2: "):
+        ChatTemplate("a\n{% if %}")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ raise_exception('no tools here') }}", "line 1: TemplateError: no tools here"),
+        ("\n\n{{ messages[0].a.b }}", "line 3: UndefinedError"),
+        ("{{ messages.append(1) }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_template_that_fails_says_where(source, says):
+    with pytest.raises(ValueError, match=says):
+        ChatTemplate(source).render([HI])
+
+
+def test_template_is_set_up_as_hugging_face_does():
+    source = (
+        "  {% for m in messages %}\n  {% if loop.index0 %}\n{% break %}\n  {% endif %}\n{{ m | tojson }}\n"
+    )
+    source += "{% endfor %}\n{{ strftime_now('%Y') | length }}{{ clear_thinking }}"
+    rendered = ChatTemplate(source).render([{"role": "user", "content": "ä<"}, HI], clear_thinking=False)
+    assert rendered == '{"role": "user", "content": "ä<"}\n4False'
+
+
+def test_load_prefers_the_checkpoints_own_template(tmp_path):
+    assert ChatTemplate.load(tmp_path).source == TEMPLATE.source
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text("{}")
+    assert ChatTemplate.load(tmp_path).source == TEMPLATE.source
+    config.write_text('{"chat_template": "in config"}')
+    assert ChatTemplate.load(tmp_path).render([HI]) == "in config"
+    config.write_text(
+        '{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}'
+    )
+    assert ChatTemplate.load(tmp_path).render([HI]) == "d"
+    (tmp_path / "chat_template.jinja").write_text("own 你", encoding="utf-8")
+    assert ChatTemplate.load(tmp_path).render([HI]) == "own 你"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b'{"chat_template": 5}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "rag", "template": "r"}]}'),
+        ("chat_template.jinja", b"{% if %}"),
+        ("chat_template.jinja", b"\xff"),
+    ],
+)
+def test_damaged_template_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot use the chat template in"):
+        ChatTemplate.load(tmp_path)
+
+
+# Answers: thinking
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "content"),
+    [
+        ("\n<think>so</think>\nHello", "so", "Hello"),
+        ("<think>so</think>Hello", "so", "Hello"),
+        ("\n<think></think>\nHello", None, "Hello"),
+        ("Hello", None, "Hello"),
+        ("so</think>Hello", "so", "Hello"),  # GLM-4.7: the prompt has opened the block
+        ("</think>Hello", None, "Hello"),
+        ("\n<think>so it goes on", "so it goes on", None),
+        ("<think>", None, None),
+        ("<think>so</think>", "so", None),
+        ("<think>so</think> \n ", "so", None),
+        ("<think>a</think>b</think>c", "a", "b</think>c"),
+        ("<think></think>\n<think>so</think>\nHello", "so", "Hello"),
+        ("", None, None),
+        (" \n", None, None),
+    ],
+)
+def test_thinking_is_told_from_content(text, thinking, content):
+    assert parse_answer(text) == Answer(thinking, content, [])
+
+
+def test_call_inside_thinking_is_thinking():
+    inside = "try <tool_call>f\n</tool_call> first"
+    assert parse_answer(f"\n<think>{inside}</think>\nDone") == Answer(inside, "Done", [])
+    assert parse_answer(f"{inside}</think>Done") == Answer(inside, "Done", [])
+    assert parse_answer(f"<think>{inside}") == Answer(inside, None, [])
+    after = parse_answer(f"<think>{inside}</think>\n<tool_call>g\n</tool_call>")
+    assert after == Answer(inside, None, [ToolCall("g", {})])
+
+
+def test_end_of_thinking_inside_a_value_is_the_value():
+    text = "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>x</think>y</arg_value>\n</tool_call>"
+    assert parse_answer(text) == Answer(None, None, [ToolCall("f", {"a": "x</think>y"})])
+
+
+# Answers: calls
+
+TOOLS = [
+    tool(
+        "f",
+        s={"type": "string"},
+        n={"type": "integer"},
+        o={"anyOf": [{"type": "string"}, {"type": "null"}]},
+        u={"type": ["string", "integer"]},
+        t={"type": ["string", "null"]},
+        free={},
+    )
+]
+
+
+def call_text(name, *pairs):
+    body = "".join(f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in pairs)
+    return f"\n<tool_call>{name}\n{body}</tool_call>"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n<tool_call>now\n</tool_call>",
+        "<tool_call>now</tool_call>",
+        "<tool_call>\nnow\n</tool_call>",
+        "<think></think><tool_call> now </tool_call>",
+    ],
+)
+def test_call_without_arguments(text):
+    assert parse_answer(text) == Answer(None, None, [ToolCall("now", {})])
+
+
+def test_calls_of_both_layouts_parse_alike():
+    inline = (
+        "<tool_call>f<arg_key>s</arg_key><arg_value>x</arg_value><arg_key>n</arg_key><arg_value>2</arg_value>"
+    )
+    expected = Answer(None, "See:", [ToolCall("f", {"s": "x", "n": 2})])
+    assert parse_answer(f"See:{inline}</tool_call>", TOOLS) == expected
+    assert parse_answer("See:" + call_text("f", ("s", "x"), ("n", "2")), TOOLS) == expected
+
+
+def test_several_calls_keep_their_order():
+    answer = parse_answer(call_text("a", ("k", "1")) + call_text("b") + call_text("a", ("k", "2")))
+    assert answer.tool_calls == [ToolCall("a", {"k": 1}), ToolCall("b", {}), ToolCall("a", {"k": 2})]
+    assert answer.content is None
+
+
+@pytest.mark.parametrize(
+    ("key", "raw", "value"),
+    [
+        ("s", "10001", "10001"),
+        ("s", "123_456", "123_456"),
+        ("s", "  two spaces  \n", "  two spaces  \n"),
+        ("s", "", ""),
+        ("s", "null", "null"),
+        ("s", '{"a": 1}', '{"a": 1}'),
+        ("o", "true", "true"),
+        ("o", "null", None),
+        ("t", " null ", None),
+        ("t", "10001", "10001"),
+        ("u", "10001", 10001),
+        ("u", "abc", "abc"),
+        ("n", " 5 \n", 5),
+        ("n", "five", "five"),
+        ("free", "10001", 10001),
+        ("free", "true", True),
+        ("free", "True", True),
+        ("free", "None", None),
+        ("free", '[1, "a"]', [1, "a"]),
+        ("free", "{'a': (1, 2)}", {"a": [1, 2]}),
+        ("free", " plain ", " plain "),
+        ("free", "{1, 2}", "{1, 2}"),
+        ("free", "'\\d'", "\\d"),
+        ("other", "1.5", 1.5),
+    ],
+)
+def test_values_follow_the_schema(key, raw, value):
+    answer = parse_answer(call_text("f", (key, raw)), TOOLS)
+    got = answer.tool_calls[0].arguments[key]
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_schema_is_found_for_every_layout_of_tools_and_call():
+    bare = [TOOLS[0]["function"]]
+    for text in ("<tool_call>f\n", "<tool_call>f", "<tool_call>\nf \n"):
+        body = "<arg_key>s</arg_key><arg_value>10001</arg_value></tool_call>"
+        for tools in (TOOLS, bare):
+            assert parse_answer(text + body, tools).tool_calls == [ToolCall("f", {"s": "10001"})]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a </tool_call> b",
+        "</tool_call>",
+        "<tool_call>g\n</tool_call>",
+        "the </arg_value> tag",
+        "the <arg_value> tag",
+        "<arg_key>k</arg_key>",
+        "<think>x</think>",
+        "<|user|>\nHi",
+        call_text("g", ("a", "1")),
+        call_text("g", ("a", "1"), ("b", "2")) + call_text("h", ("c", "3")),
+        call_text("g", ("a", call_text("h", ("b", "2")))),
+    ],
+)
+def test_tags_inside_a_value_are_the_value(value):
+    text = call_text("f", ("s", value), ("n", "1")) + call_text("f", ("s", "next"))
+    calls = [ToolCall("f", {"s": value, "n": 1}), ToolCall("f", {"s": "next"})]
+    assert parse_answer(text, TOOLS) == Answer(None, None, calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>",
+        "<tool_call>f",
+        "<tool_call>f\n<arg_key>a",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>",
+        "<tool_call>f\n<arg_key>a</arg_key>\n</tool_call>",
+        "<tool_call></tool_call>",
+        "<tool_call>two words</tool_call>",
+        "</tool_call>",
+        "use the <tool_call> tag",
+    ],
+)
+def test_incomplete_call_stays_in_the_content(text):
+    assert parse_answer(text) == Answer(None, text, [])
+
+
+@pytest.mark.parametrize("text", ["use the <tool_call> tag:", "<tool_call>f\n<arg_key>a", "<tool_call>"])
+def test_call_after_an_incomplete_one_is_found(text):
+    assert parse_answer(text + call_text("now")) == Answer(None, text, [ToolCall("now", {})])
+
+
+def test_text_around_calls_is_content():
+    text = "\n<think>so</think>\nFirst." + call_text("a") + "\nThen." + call_text("b") + "\n<tool_call>c"
+    expected = Answer("so", "First.\nThen.\n<tool_call>c", [ToolCall("a", {}), ToolCall("b", {})])
+    assert parse_answer(text) == expected
+
+
+# Properties
+
+TAGS = "<think> </think> <tool_call> </tool_call> <arg_key> </arg_key> <arg_value> </arg_value>".split()
+TAG = st.sampled_from([*TAGS, "f", "\n", " ", "1", "'", "(", "["])
+
+
+@quick
+@given(st.lists(st.one_of(TAG, st.text(max_size=5)), max_size=25).map("".join))
+def test_no_text_makes_it_fail(text):
+    answer = parse_answer(text, TOOLS)
+    json.dumps(answer.tool_calls)
+    assert answer.content is None or answer.content.strip() == answer.content != ""
+
+
+@pytest.mark.parametrize(
+    "raw", ["[" * 100_000, "(" * 100_000, "-" * 100_000 + "1", "9" * 100_000, "{'a':" * 9999]
+)
+def test_monstrous_values_stay_text(raw):
+    assert parse_answer(call_text("f", ("free", raw)), TOOLS).tool_calls == [ToolCall("f", {"free": raw})]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "<tool_call>",
+        "<tool_call>f",
+        "</think>",
+        "<think>",
+        "</arg_value>",
+        "<tool_call>f<arg_key>a</arg_key><arg_value>",
+    ],
+)
+def test_long_broken_answers_are_read_in_time(piece):
+    start = time.perf_counter()
+    parse_answer(piece * (50_000 // len(piece)))
+    assert time.perf_counter() - start < 2
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=12)
+TAGS_IN_VALUES = [
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<arg_key>",
+    "</arg_key>",
+    "</arg_value>.",
+    "<",
+]
+STRINGS = st.lists(st.one_of(WORDS, st.sampled_from(TAGS_IN_VALUES)), max_size=5).map("".join)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), STRINGS)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3)
+)
+NAMES = st.from_regex(r"[a-zA-Z_][\w.-]{0,10}", fullmatch=True)
+ARGUMENTS = st.dictionaries(NAMES, JSON, max_size=4)
+
+
+def schema_of(value):
+    return {"type": "string"} if isinstance(value, str) else {}
+
+
+@quick
+@given(
+    st.lists(st.tuples(NAMES, ARGUMENTS), max_size=3, unique_by=lambda call: call[0]),
+    WORDS,
+    WORDS,
+)
+def test_rendered_answer_parses_back(calls, thinking, content):
+    tools = [tool(name, **{key: schema_of(value) for key, value in args.items()}) for name, args in calls]
+    message = said(content, reasoning_content=thinking, tool_calls=[called(*call) for call in calls])
+    answer = render(HI, message, add_generation_prompt=False).removeprefix(render(HI))
+    expected = Answer(thinking.strip() or None, content.strip() or None, [ToolCall(*call) for call in calls])
+    assert parse_answer(answer, tools) == expected
