@@ -133,8 +133,7 @@ def test_render_content_then_several_calls():
 def test_render_results_open_one_observation_per_run():
     results = [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
     expected = (
-        "<|observation|>\n<tool_response>\n1\n</tool_response>"
-        "\n<tool_response>\n2\n</tool_response><|assistant|>"
+        "<|observation|>\n<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response><|assistant|>"
     )
     assert render(HI, *results).endswith("Hi" + expected)
     assert render(HI, {"role": "tool", "content": [{"output": "1"}, "2"]}).endswith("Hi" + expected)
@@ -217,9 +216,7 @@ def test_template_that_fails_says_where(source, says):
 
 
 def test_template_is_set_up_as_hugging_face_does():
-    source = (
-        "  {% for m in messages %}\n  {% if loop.index0 %}\n{% break %}\n  {% endif %}\n{{ m | tojson }}\n"
-    )
+    source = "  {% for m in messages %}\n  {% if loop.index0 %}\n{% break %}\n  {% endif %}\n{{ m | tojson }}\n"
     source += "{% endfor %}\n{{ strftime_now('%Y') | length }}{{ clear_thinking }}"
     rendered = ChatTemplate(source).render([{"role": "user", "content": "ä<"}, HI], clear_thinking=False)
     assert rendered == '{"role": "user", "content": "ä<"}\n4False'
@@ -232,9 +229,7 @@ def test_load_prefers_the_checkpoints_own_template(tmp_path):
     assert ChatTemplate.load(tmp_path).source == TEMPLATE.source
     config.write_text('{"chat_template": "in config"}')
     assert ChatTemplate.load(tmp_path).render([HI]) == "in config"
-    config.write_text(
-        '{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}'
-    )
+    config.write_text('{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}')
     assert ChatTemplate.load(tmp_path).render([HI]) == "d"
     (tmp_path / "chat_template.jinja").write_text("own 你", encoding="utf-8")
     assert ChatTemplate.load(tmp_path).render([HI]) == "own 你"
@@ -330,9 +325,7 @@ def test_call_without_arguments(text):
 
 
 def test_calls_of_both_layouts_parse_alike():
-    inline = (
-        "<tool_call>f<arg_key>s</arg_key><arg_value>x</arg_value><arg_key>n</arg_key><arg_value>2</arg_value>"
-    )
+    inline = "<tool_call>f<arg_key>s</arg_key><arg_value>x</arg_value><arg_key>n</arg_key><arg_value>2</arg_value>"
     expected = Answer(None, "See:", [ToolCall("f", {"s": "x", "n": 2})])
     assert parse_answer(f"See:{inline}</tool_call>", TOOLS) == expected
     assert parse_answer("See:" + call_text("f", ("s", "x"), ("n", "2")), TOOLS) == expected
@@ -454,9 +447,7 @@ def test_no_text_makes_it_fail(text):
     assert answer.content is None or answer.content.strip() == answer.content != ""
 
 
-@pytest.mark.parametrize(
-    "raw", ["[" * 100_000, "(" * 100_000, "-" * 100_000 + "1", "9" * 100_000, "{'a':" * 9999]
-)
+@pytest.mark.parametrize("raw", ["[" * 100_000, "(" * 100_000, "-" * 100_000 + "1", "9" * 100_000, "{'a':" * 9999])
 def test_monstrous_values_stay_text(raw):
     assert parse_answer(call_text("f", ("free", raw)), TOOLS).tool_calls == [ToolCall("f", {"free": raw})]
 
@@ -491,9 +482,7 @@ TAGS_IN_VALUES = [
 ]
 STRINGS = st.lists(st.one_of(WORDS, st.sampled_from(TAGS_IN_VALUES)), max_size=5).map("".join)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), STRINGS)
-JSON = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3)
-)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3))
 NAMES = st.from_regex(r"[a-zA-Z_][\w.-]{0,10}", fullmatch=True)
 ARGUMENTS = st.dictionaries(NAMES, JSON, max_size=4)
 

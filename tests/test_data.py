@@ -106,9 +106,7 @@ def test_docstrings_of_nested_classes_without_their_indentation() -> None:
 
 def test_file_lists_are_compared_in_one_sentence() -> None:
     recorded = file_list([make_document("code", name, name) for name in ("a.py", "b.py", "c.py")])
-    found = file_list(
-        [make_document("code", *pair) for pair in (("a.py", "a.py"), ("b.py", "!"), ("d.py", "d"))]
-    )
+    found = file_list([make_document("code", *pair) for pair in (("a.py", "a.py"), ("b.py", "!"), ("d.py", "d"))])
     assert recorded[0]["bytes"] == 4
     assert compare_file_lists(recorded, recorded) is None
     assert compare_file_lists(recorded, found) == (
@@ -120,8 +118,7 @@ def test_file_lists_are_compared_in_one_sentence() -> None:
 
 def test_this_machine_has_code_and_prose(training: list[Document]) -> None:
     sizes = {
-        domain: sum(r["bytes"] for r in file_list(training) if r["domain"] == domain)
-        for domain in ("code", "prose")
+        domain: sum(r["bytes"] for r in file_list(training) if r["domain"] == domain) for domain in ("code", "prose")
     }
     assert sizes["code"] > 5_000_000
     assert sizes["prose"] > 200_000
@@ -256,9 +253,7 @@ def _check_rows(batch: Batch, first: list[int], flat: list[tuple[int, int]]) -> 
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12), st.data())
-def test_windows_against_the_definition(
-    lengths: list[int], sequence_length: int, draw: st.DataObject
-) -> None:
+def test_windows_against_the_definition(lengths: list[int], sequence_length: int, draw: st.DataObject) -> None:
     stream, flat = _stream(lengths)
     first = draw.draw(st.lists(st.integers(0, len(flat) - 1), min_size=1, max_size=4))
     batch = windows(stream, np.array(first), sequence_length)
@@ -267,16 +262,12 @@ def test_windows_against_the_definition(
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 3))
-def test_stream_batches_score_every_token_once(
-    lengths: list[int], sequence_length: int, batch_size: int
-) -> None:
+def test_stream_batches_score_every_token_once(lengths: list[int], sequence_length: int, batch_size: int) -> None:
     stream, flat = _stream(lengths)
     batches = list(stream_batches(stream, sequence_length, batch_size))
     scored = [target for batch in batches for target in batch.targets.ravel().tolist() if target != IGNORE]
     assert scored == sorted(set(range(len(flat))) - set(stream.starts.tolist()))
-    read = [
-        i for b in batches for i, s in zip(b.ids.ravel(), b.segments.ravel(), strict=True) if s != PADDING
-    ]
+    read = [i for b in batches for i, s in zip(b.ids.ravel(), b.segments.ravel(), strict=True) if s != PADDING]
     assert read == list(range(len(flat)))
 
 

@@ -22,9 +22,7 @@ TEXTS = [
 SIZE = 420
 BASE = SIZE - 36
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
-FRAGMENT = st.one_of(
-    TEXT, st.sampled_from([*ADDED_TOKENS, "<|user", "|>", "<think", "/noth", "ink", "\n", " "])
-)
+FRAGMENT = st.one_of(TEXT, st.sampled_from([*ADDED_TOKENS, "<|user", "|>", "<think", "/noth", "ink", "\n", " "]))
 TAGGED = st.lists(FRAGMENT, max_size=8).map("".join)
 quick = settings(deadline=None, max_examples=100)
 
@@ -149,9 +147,7 @@ def test_unknown_token_names_near_ones(tokenizer):
         tokenizer.id("thee")
 
 
-@pytest.mark.parametrize(
-    ("ids", "says"), [([SIZE], "0 to 419"), ([-1], "id -1"), ([[1]], "flat"), ([1.5], "float")]
-)
+@pytest.mark.parametrize(("ids", "says"), [([SIZE], "0 to 419"), ([-1], "id -1"), ([[1]], "flat"), ([1.5], "float")])
 def test_wrong_ids_are_refused(tokenizer, ids, says):
     with pytest.raises(ValueError, match=says):
         tokenizer.decode(ids)

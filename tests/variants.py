@@ -52,7 +52,7 @@ def random_params(config: Config, seed: int, dtype: type = np.float32, mtp_own_e
 
     From RandomState, whose stream NumPy promises never to change: the committed oracles depend on it.
     """
-    random = np.random.RandomState(seed)  # noqa: NPY002
+    random = np.random.RandomState(seed)
 
     def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
         noise = random.standard_normal(shape)
@@ -68,7 +68,7 @@ def random_params(config: Config, seed: int, dtype: type = np.float32, mtp_own_e
 
 
 def random_ids(config: Config, seed: int, shape: tuple[int, int] = (2, 11)) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, config.vocab_size, shape)  # noqa: NPY002
+    return np.random.RandomState(seed).randint(0, config.vocab_size, shape)
 
 
 def error(found: np.ndarray, wanted: np.ndarray) -> float:

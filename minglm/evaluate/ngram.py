@@ -77,9 +77,7 @@ def _count(all_grams: NDArray[np.uint64]) -> Counts:
     return Counts(grams, gram_counts, contexts, context_counts, kinds)
 
 
-def _look_up(
-    keys: NDArray[np.uint64], values: NDArray[np.int64], wanted: NDArray[np.uint64]
-) -> NDArray[np.int64]:
+def _look_up(keys: NDArray[np.uint64], values: NDArray[np.int64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The value of each wanted key, 0 where there is none; `keys` are sorted."""
     if not len(keys):
         return np.zeros(len(wanted), np.int64)

@@ -41,11 +41,13 @@ class ChatTemplate:
         """The checkpoint's template (chat_template.jinja or tokenizer_config.json), else GLM-4.5's format."""
         path = Path(folder) / "chat_template.jinja"
         try:
-            return ChatTemplate(
-                path.read_text("utf-8") if path.exists() else _template_in_config(Path(folder))
-            )
+            return ChatTemplate(path.read_text("utf-8") if path.exists() else _template_in_config(Path(folder)))
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot use the chat template in {folder}: {error}") from error
+
+    def save(self, folder: str | Path) -> None:
+        """Write `chat_template.jinja`, where transformers and the engines look for it."""
+        (Path(folder) / "chat_template.jinja").write_text(self.source, encoding="utf-8")
 
     def render(
         self,
@@ -71,9 +73,7 @@ class ChatTemplate:
         try:
             return self._template.render(values)
         except Exception as error:  # a template can raise anything
-            raise ValueError(
-                f"chat template{_template_line(error)}: {type(error).__name__}: {error}"
-            ) from error
+            raise ValueError(f"chat template{_template_line(error)}: {type(error).__name__}: {error}") from error
 
 
 _GLM45 = Path(__file__).with_name("glm45.jinja")
@@ -112,9 +112,7 @@ def _template_in_config(folder: Path) -> str | None:
 
 
 def _template_line(error: Exception) -> str:
-    lines = [
-        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"
-    ]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
     return f", line {lines[-1]}" if lines else ""
 
 
@@ -153,9 +151,7 @@ def _check_content(where: str, content: Any) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list | tuple):
-        raise ValueError(
-            f"{where}: content is {type(content).__name__}; wanted a str or a list of text parts"
-        )
+        raise ValueError(f"{where}: content is {type(content).__name__}; wanted a str or a list of text parts")
     for index, part in enumerate(content):
         if not (isinstance(part, str) or (isinstance(part, Mapping) and part.keys() & {"text", "output"})):
             raise ValueError(f"{where}: content[{index}] is not text; minglm reads only text parts")
@@ -164,9 +160,7 @@ def _check_content(where: str, content: Any) -> None:
 def _check_call(where: str, call: Any) -> None:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(
-            f'{where} has no function name; wanted {{"function": {{"name": …, "arguments": {{…}}}}}}'
-        )
+        raise ValueError(f'{where} has no function name; wanted {{"function": {{"name": …, "arguments": {{…}}}}}}')
     arguments = function.get("arguments") or {}
     if not isinstance(arguments, Mapping):
         hint = ". Try json.loads(arguments)" if isinstance(arguments, str) else ""

@@ -90,9 +90,7 @@ class Tokenizer:
         except (TypeError, UnicodeError) as error:
             raise ValueError(f"cannot encode {text!r:.80}: wanted a str without lone surrogates") from error
         if not special and not self._added.keys().isdisjoint(ids):
-            raise ValueError(
-                "the base vocabulary holds an added token too, so special=False cannot keep it out"
-            )
+            raise ValueError("the base vocabulary holds an added token too, so special=False cannot keep it out")
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
@@ -119,17 +117,13 @@ class Tokenizer:
         """The id of a token, given as its text (" the") or as `token` shows it ("␣the")."""
         letter_of = {byte: letter for letter, byte in _byte_alphabet().items()}
         found = self.library.token_to_id(token)
-        if (
-            found not in self._added
-        ):  # token_to_id also answers to the letters that stand for bytes, such as "Ġthe"
+        if found not in self._added:  # token_to_id also answers to the letters that stand for bytes, such as "Ġthe"
             found = self.library.token_to_id("".join(letter_of[byte] for byte in token.encode()))
         if found is None:
             found = self._id_of_shown.get(token)
         if found is None:
             near = ", ".join(map(repr, get_close_matches(token, self._id_of_shown, n=5))) or "none"
-            raise ValueError(
-                f"no token {token!r} among {len(self)}; near matches: {near}. encode() splits any text"
-            )
+            raise ValueError(f"no token {token!r} among {len(self)}; near matches: {near}. encode() splits any text")
         return found
 
     def __len__(self) -> int:
@@ -217,9 +211,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, digits: int = 1) -> T
     learned = library.get_vocab_size()
     if learned != base_size:
         fits = learned + len(ADDED_TOKENS)
-        raise ValueError(
-            f"the texts fill only {fits} of {vocab_size} ids; give more text or vocab_size={fits}"
-        )
+        raise ValueError(f"the texts fill only {fits} of {vocab_size} ids; give more text or vocab_size={fits}")
     _append_added_tokens(library)
     return Tokenizer(library, _trained_config())
 
@@ -316,6 +308,4 @@ def _require_byte_level(path: Path, text: str) -> None:
     content = json.loads(text)
     model, decoder = content["model"].get("type"), (content.get("decoder") or {}).get("type")
     if (model, decoder) != ("BPE", "ByteLevel"):
-        raise ValueError(
-            f"{path} is {model} with decoder {decoder}; minglm reads byte-level BPE, as GLM-4.5 uses"
-        )
+        raise ValueError(f"{path} is {model} with decoder {decoder}; minglm reads byte-level BPE, as GLM-4.5 uses")

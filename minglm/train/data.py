@@ -85,11 +85,7 @@ def corpus_files(root: Path | None = None) -> list[str]:
 
 def _is_wanted(name: str) -> bool:
     folders = name.split("/")[:-1]
-    return (
-        name not in SKIPPED_FILES
-        and not name.startswith(SKIPPED_PREFIXES)
-        and SKIPPED_FOLDERS.isdisjoint(folders)
-    )
+    return name not in SKIPPED_FILES and not name.startswith(SKIPPED_PREFIXES) and SKIPPED_FOLDERS.isdisjoint(folders)
 
 
 def documents(root: Path | None = None) -> Iterator[Document]:
@@ -226,24 +222,18 @@ def _read_user_text(path: Path) -> str:
     if not data.strip():
         raise ValueError(f"{path}: the file is empty; remove it from --data or put text in it")
     if b"\0" in data:
-        raise ValueError(
-            f"{path}: binary file (it has a NUL byte); wanted UTF-8 text or JSONL, so extract its text"
-        )
+        raise ValueError(f"{path}: binary file (it has a NUL byte); wanted UTF-8 text or JSONL, so extract its text")
     try:
         return _unix_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8 and try again"
-        ) from error
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8 and try again") from error
 
 
 def _json_text(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}: not JSON ({error.msg}); wanted one object per line"
-        ) from error
+        raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); wanted one object per line") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise ValueError(f'{path}, line {number}: no "text" string; wanted {{"text": "…"}} on every line')
@@ -257,9 +247,7 @@ HELDOUT_MODULES = (
     "asyncio/queues.py cmd.py csv.py graphlib.py heapq.py http/cookies.py shlex.py textwrap.py "
     "unittest/suite.py urllib/robotparser.py wsgiref/handlers.py"
 ).split()
-HELDOUT_TOPICS = (
-    "assignment augassign binary calls formatstrings import subscriptions truth typesmapping".split()
-)
+HELDOUT_TOPICS = "assignment augassign binary calls formatstrings import subscriptions truth typesmapping".split()
 
 LONG_LINE = 30  # characters: shorter lines ("return self", "import os") recur everywhere and prove nothing
 MAX_SHARED_LINES = 0.2  # of a document's distinct long lines
@@ -336,9 +324,7 @@ def freeze_heldout() -> None:
     from which the frozen text is taken.
     """
     if sys.version_info[:2] != (3, 11):
-        raise ValueError(
-            f"held-out text is taken from Python 3.11, this is {sys.version.split()[0]}: run it with 3.11"
-        )
+        raise ValueError(f"held-out text is taken from Python 3.11, this is {sys.version.split()[0]}: run it with 3.11")
     wanted = {*HELDOUT_MODULES, *(f"topic:{topic}" for topic in HELDOUT_TOPICS)}
     chosen = [document for document in _all_documents(standard_library()) if document.name in wanted]
     for domain in ("code", "prose"):
@@ -404,9 +390,7 @@ def windows(stream: TokenStream, first: NDArray[np.int64], sequence_length: int)
     document = np.searchsorted(stream.starts, index, side="right")
     follows = inside[:, 1:] & (document[:, 1:] == document[:, :-1])
     return Batch(
-        ids=np.where(inside, tokens, stream.tokens[-1])[
-            :, :-1
-        ],  # padding holds the end token, unseen and unscored
+        ids=np.where(inside, tokens, stream.tokens[-1])[:, :-1],  # padding holds the end token, unseen and unscored
         targets=np.where(follows, tokens[:, 1:], IGNORE),
         segments=np.where(inside, document - document[:, :1], PADDING)[:, :-1],
     )
@@ -469,8 +453,7 @@ class Mixture:
         rng = default_rng([self.seed, step])
         rows = self._rows_per_kind(rng)
         parts = [
-            self._text_rows(stream, count, rng)
-            for stream, count in zip(self.streams.values(), rows[:-1], strict=True)
+            self._text_rows(stream, count, rng) for stream, count in zip(self.streams.values(), rows[:-1], strict=True)
         ]
         parts.append(self._task_rows(rows[-1], rng))
         order = rng.permutation(self.batch_size)  # so that a slice of the batch is a mixture too
@@ -531,9 +514,7 @@ def _check_weights(weights: Mapping[str, float], corpus: Corpus, tasks: Mapping[
     if clash := [name for name in tasks if name in corpus.streams]:
         raise ValueError(f"{', '.join(clash)} names a domain and a task: rename the domain")
     if not all(0 <= weight < np.inf for weight in weights.values()) or not any(weights.values()):
-        raise ValueError(
-            f"weights {dict(weights)}: wanted finite numbers from 0 up, at least one of them above 0"
-        )
+        raise ValueError(f"weights {dict(weights)}: wanted finite numbers from 0 up, at least one of them above 0")
 
 
 def _check_lengths(streams: Mapping[str, TokenStream], sequence_length: int) -> None:

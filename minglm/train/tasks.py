@@ -107,9 +107,7 @@ def number_to_words(number: int) -> str:
 
 def words_to_number(words: str) -> int:
     """The inverse of `number_to_words`."""
-    values = {word: value for value, word in enumerate(UNITS)} | {
-        word: 10 * value for value, word in enumerate(TENS)
-    }
+    values = {word: value for value, word in enumerate(UNITS)} | {word: 10 * value for value, word in enumerate(TENS)}
     total = 0
     for word in words.replace("-", " ").split():
         if word in ("hundred", "thousand"):
@@ -193,6 +191,4 @@ def _make_until(task: Task, rng: Generator, wanted: Callable[[Item], bool]) -> I
         item = task.make(rng)
         if wanted(item):
             return item
-    raise ValueError(
-        f"task {task.name!r}: no further item found in {MAX_TRIES_PER_ITEM} tries; ask for fewer"
-    )
+    raise ValueError(f"task {task.name!r}: no further item found in {MAX_TRIES_PER_ITEM} tries; ask for fewer")

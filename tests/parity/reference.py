@@ -90,9 +90,7 @@ def run_reference(
         rows = ids.shape[1] - k
         own = reference.own_embedding[k - 1]
         embedded = model.model.embed_tokens(tokens[:, k:]) if own is None else own[tokens[:, k:]]
-        state = mtp.forward_layer(
-            k - 1, state[:, :rows], torch.arange(rows)[None], None, inputs_embeds=embedded
-        )
+        state = mtp.forward_layer(k - 1, state[:, :rows], torch.arange(rows)[None], None, inputs_embeds=embedded)
         head = reference.own_head[k - 1]
         mtp_logits.append(state @ (model.lm_head.weight if head is None else head).T)
         mtp_loss = mtp_loss + _cross_entropy(mtp_logits[-1][:, :-1], tokens[:, k + 1 :]) / depths

@@ -1,0 +1,268 @@
+"""The training loop: batches in, a checkpoint out, resumable bit for bit.
+
+A run folder holds `recipe.json`, `metrics.jsonl` and `checkpoint-NNNNNN` folders. Each of these is a model folder
+that `minglm.load` reads, with the optimiser's state beside it. A folder gets its name in one rename when all of it is
+written, so whatever is there under that name is whole.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from minglm.api import Model
+from minglm.formats.checkpoint import load_checkpoint
+from minglm.model.loss import Loss, loss_and_grads
+from minglm.model.params import Params, map_arrays
+from minglm.model.router import update_bias
+from minglm.train.data import Batch
+from minglm.train.optim import AdamW, clip, global_norm
+from minglm.train.recipe import Recipe
+from minglm.train.schedule import warmup_cosine
+
+KEPT = 2  # checkpoints left in a run folder
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the step, so resuming needs no state of its own."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
+class State(NamedTuple):
+    """Everything that a step changes."""
+
+    params: Params
+    optimiser: AdamW
+    step: int  # updates made so far
+
+
+class Metrics(NamedTuple):
+    """What one step tells: losses in nats per token, and how even the routers' loads are."""
+
+    step: int
+    loss: float
+    main: float
+    mtp: float
+    balance: float
+    gradient_norm: float
+    learning_rate: float
+    load: dict[int, list[int]]  # layer -> picks per expert
+    max_violation: dict[int, float]  # layer -> (largest load − mean load) / mean load
+
+    def to_json(self) -> str:
+        return json.dumps(self._asdict())
+
+
+class DivergedError(ValueError):
+    """The loss or a gradient is no longer a number."""
+
+
+# -- one step ----------------------------------------------------------------------------------------------------
+
+
+def start(model: Model, recipe: Recipe) -> State:
+    return State(model.params, AdamW.start(model.params, weight_decay=recipe.weight_decay), 0)
+
+
+def train_step(state: State, batch: Batch, model: Model, recipe: Recipe) -> tuple[State, Metrics]:
+    """Loss, gradients, clipping, AdamW, and the routers' biases. Raises DivergedError and leaves `state` as it was."""
+    rate = warmup_cosine(state.step, recipe.steps, recipe.warmup, recipe.learning_rate, recipe.final_rate)
+    loss, grads = loss_and_grads(
+        batch.ids,
+        batch.targets,
+        state.params,
+        model.config,
+        recipe.mtp_weight,
+        recipe.balance_weight,
+        segments=batch.segments,
+    )
+    norm = global_norm(grads)
+    if not np.isfinite([float(loss.total), norm]).all():
+        raise DivergedError(f"step {state.step}: loss {float(loss.total)}, gradient norm {norm}")
+    params, optimiser = state.optimiser.update(state.params, clip(grads, norm, recipe.clip_norm), rate)
+    params = _balanced(params, loss.load, recipe.bias_rate)
+    return State(params, optimiser, state.step + 1), _metrics(state.step, loss, norm, rate)
+
+
+def _balanced(params: Params, load: dict[int, np.ndarray], rate: float) -> Params:
+    """Every router's bias one step towards an even load."""
+    by_name = {f"model.layers.{i}.mlp.gate.e_score_correction_bias": counts for i, counts in load.items()}
+    return map_arrays(lambda n, a: update_bias(a, by_name[n], rate) if n in by_name else a, params)
+
+
+def _metrics(step: int, loss: Loss, norm: float, rate: float) -> Metrics:
+    return Metrics(
+        step=step,
+        loss=float(loss.total),
+        main=float(loss.main),
+        mtp=float(loss.mtp),
+        balance=float(loss.balance),
+        gradient_norm=norm,
+        learning_rate=rate,
+        load={i: counts.tolist() for i, counts in loss.load.items()},
+        max_violation={i: float(counts.max() / max(counts.mean(), 1e-9) - 1) for i, counts in loss.load.items()},
+    )
+
+
+# -- a run -------------------------------------------------------------------------------------------------------
+
+Evaluate = Callable[[Model], dict[str, float]]
+
+
+def train(
+    model: Model,
+    recipe: Recipe,
+    batches: Batches,
+    run: Path,
+    evaluate: Evaluate | None = None,
+    stop_after: int | None = None,
+    progress: bool = True,
+) -> Model:
+    """Train until `recipe.steps`, from the newest checkpoint in `run` if there is one; returns the trained model.
+
+    `evaluate(model)` is called every `eval_every` steps and its numbers are written to the metrics. `stop_after`
+    ends the session after that many steps (for tests). Raises ValueError for a run folder of another recipe,
+    DivergedError with the last good checkpoint when the loss is no longer a number.
+    """
+    from threadpoolctl import threadpool_limits
+
+    run.mkdir(parents=True, exist_ok=True)
+    _same_recipe(run, recipe)
+    state = newest_state(run, recipe) or start(model, recipe)
+    last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
+    with (
+        threadpool_limits(recipe.threads),
+        _Log(run, state.step) as log,
+        _Progress(state.step, recipe, progress) as bar,
+    ):
+        while state.step < last:
+            try:
+                state, metrics = train_step(state, batches.batch(state.step), model, recipe)
+            except DivergedError as error:
+                kept = newest_checkpoint(run)
+                raise DivergedError(
+                    f"{error}; last good checkpoint: {kept or 'none yet'}; lower the learning rate"
+                ) from error
+            done = state.step == recipe.steps
+            bar.show(metrics)
+            if metrics.step % recipe.log_every == 0 or done:
+                log.write(metrics._asdict())
+            if evaluate and (state.step % recipe.eval_every == 0 or done):
+                log.write({"step": metrics.step, **evaluate(_with(model, state.params))})
+            if state.step % recipe.save_every == 0 or done:
+                log.flush()
+                save_state(run, _with(model, state.params), state, recipe)
+    return _with(model, state.params)
+
+
+def _with(model: Model, params: Params) -> Model:
+    return Model(model.config, params, model.tokenizer, model.chat_template, model.name)
+
+
+def _same_recipe(run: Path, recipe: Recipe) -> None:
+    path = run / "recipe.json"
+    if not path.exists():
+        path.write_text(recipe.to_json(), "utf-8")
+    elif path.read_text("utf-8") != recipe.to_json():
+        raise ValueError(f"{run} holds a run with another recipe (see recipe.json); give another folder or remove it")
+
+
+# -- checkpoints of a run ----------------------------------------------------------------------------------------
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The complete checkpoint with the most steps."""
+    return max(run.glob("checkpoint-??????"), default=None)
+
+
+def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
+    """Write `checkpoint-NNNNNN`, then remove the oldest but `KEPT`."""
+    from safetensors.numpy import save_file
+
+    final, unfinished = run / f"checkpoint-{state.step:06d}", run / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save(unfinished, dtype=model.compute_dtype)
+    save_file(dict(state.optimiser.walk()), unfinished / "optimiser.safetensors")
+    about = {"step": state.step, "threads": recipe.threads, "numpy": np.__version__}
+    (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(unfinished, final)
+    for old in sorted(run.glob("checkpoint-??????"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_state(run: Path, recipe: Recipe) -> State | None:
+    """The state in the newest checkpoint, or None if there is none yet."""
+    from safetensors.numpy import load_file
+
+    folder = newest_checkpoint(run)
+    if folder is None:
+        return None
+    about = json.loads((folder / "state.json").read_text("utf-8"))
+    _, params = load_checkpoint(folder, "float32")
+    arrays = load_file(folder / "optimiser.safetensors")
+    first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
+    second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
+    optimiser = AdamW(first, second, about["step"], weight_decay=recipe.weight_decay)
+    return State(params, optimiser, about["step"])
+
+
+# -- telling -----------------------------------------------------------------------------------------------------
+
+
+class _Log:
+    """metrics.jsonl, one object a line. On resuming, lines of steps that will be made again are dropped."""
+
+    def __init__(self, run: Path, step: int):
+        path = run / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] < step]
+        path.write_text("".join(kept), "utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        self._file.write(json.dumps(values) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The complete lines of a file that may end in the middle of one, or not exist."""
+    if path.exists():
+        yield from (line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n"))
+
+
+class _Progress:
+    """A bar with tokens per second and time left."""
+
+    def __init__(self, step: int, recipe: Recipe, show: bool):
+        from tqdm.std import tqdm
+
+        self._tokens = recipe.batch_size * recipe.sequence_length
+        self._bar = tqdm(total=recipe.steps, initial=step, unit="step", disable=None if show else True)
+        self._last = time.perf_counter()
+
+    def show(self, metrics: Metrics) -> None:
+        now = time.perf_counter()
+        rate, self._last = self._tokens / (now - self._last), now
+        self._bar.update()
+        self._bar.set_postfix_str(f"loss {metrics.main:.3f}, mtp {metrics.mtp:.3f}, {rate:,.0f} tokens/s")
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

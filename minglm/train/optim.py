@@ -1,0 +1,71 @@
+"""AdamW with decoupled weight decay, and gradient clipping."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minglm.model.ops import Array
+from minglm.model.params import Params, is_norm, map_arrays, walk_stacked, zeros_like
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: to every matrix but the embeddings; not to norms and biases."""
+    return not (is_norm(name) or name.endswith("bias") or "embed_tokens" in name)
+
+
+def trainable(name: str) -> bool:
+    """Whether a gradient moves it: the selection bias follows the balancing rule instead."""
+    return not name.endswith("e_score_correction_bias")
+
+
+class AdamW(NamedTuple):
+    """Moments of every parameter and how they are used (arXiv 1711.05101). `step` counts the updates made."""
+
+    first: Params  # running mean of the gradients
+    second: Params  # running mean of their squares
+    step: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    @classmethod
+    def start(cls, params: Params, **options: Any) -> "AdamW":
+        return cls(zeros_like(params), zeros_like(params), **options)
+
+    def update(self, params: Params, grads: Params, rate: float) -> tuple[Params, "AdamW"]:
+        """One step: new parameters and the optimiser after it. Nothing is changed in place."""
+        step, (b1, b2) = self.step + 1, self.betas
+        grad = dict(walk_stacked(grads))
+        first = map_arrays(lambda name, m: b1 * m + (1 - b1) * grad[name], self.first)
+        second = map_arrays(lambda name, v: b2 * v + (1 - b2) * grad[name] ** 2, self.second)
+        means, squares = dict(walk_stacked(first)), dict(walk_stacked(second))
+        # both means start at zero: divide by the share of weight that real gradients have in them
+        share1, share2 = 1 - b1**step, 1 - b2**step
+
+        def moved(name: str, p: Array) -> Array:
+            if not trainable(name):
+                return p
+            direction = means[name] / share1 / (np.sqrt(squares[name] / share2) + self.eps)
+            kept = 1 - rate * self.weight_decay if decays(name) else 1.0
+            return p * kept - rate * direction
+
+        return map_arrays(moved, params), self._replace(first=first, second=second, step=step)
+
+    def walk(self) -> Iterator[tuple[str, Array]]:
+        """Both moments as named arrays, for saving."""
+        for kind, record in (("first", self.first), ("second", self.second)):
+            for name, array in walk_stacked(record):
+                yield f"{kind}.{name}", array
+
+
+def global_norm(grads: Params) -> float:
+    """√(Σ g²) over all parameters, summed in float64."""
+    return float(np.sqrt(sum(float(np.vdot(g, g)) for _, g in walk_stacked(grads))))
+
+
+def clip(grads: Params, norm: float, most: float) -> Params:
+    """Scale all gradients so that their global norm, which is `norm`, is at most `most`."""
+    if norm <= most:
+        return grads
+    return map_arrays(lambda name, g: g * (most / norm), grads)

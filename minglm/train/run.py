@@ -1,0 +1,78 @@
+"""From a recipe to a finished checkpoint: tokenizer, data, training, held-out results, card."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from minglm.api import Model
+from minglm.config import PRESETS
+from minglm.evaluate.accuracy import accuracy
+from minglm.evaluate.heldout import bits_per_byte
+from minglm.model.params import init_params
+from minglm.text.chat import ChatTemplate
+from minglm.text.tokenizer import Tokenizer, train_tokenizer
+from minglm.train.data import Corpus, Document, Mixture, documents, heldout_documents
+from minglm.train.loop import train
+from minglm.train.recipe import Recipe
+from minglm.train.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
+
+Say = Callable[[str], None]
+
+
+def fresh_model(recipe: Recipe, docs: list[Document]) -> Model:
+    """A model with the recipe's preset and seed, and a tokenizer learnt from the documents."""
+    config = PRESETS[recipe.preset]
+    tokenizer = learn_tokenizer(docs, config.vocab_size)
+    config = config.replace(eos_token_id=tokenizer.end_ids, pad_token_id=tokenizer.end_ids[0])
+    params = init_params(config, np.random.default_rng(recipe.seed))
+    return Model(config, params, tokenizer, ChatTemplate(), recipe.preset)
+
+
+def learn_tokenizer(docs: list[Document], vocab_size: int, bytes_per_domain: int = 2_000_000) -> Tokenizer:
+    """Merges learnt from up to the same number of bytes of each domain, so that the largest does not decide alone."""
+    texts, used = [], dict.fromkeys((d.domain for d in docs), 0)
+    for document in docs:
+        if used[document.domain] < bytes_per_domain:
+            texts.append(document.text)
+            used[document.domain] += len(document.text.encode())
+    return train_tokenizer(texts, vocab_size)
+
+
+def mixture(recipe: Recipe, docs: list[Document], tokenizer: Tokenizer) -> Mixture:
+    """The batches of a recipe."""
+    end = tokenizer.end_ids[0]
+    corpus = Corpus.build(docs, tokenizer.encode, end)
+    return Mixture(
+        corpus,
+        TASKS.values(),
+        recipe.weights,
+        recipe.sequence_length,
+        recipe.batch_size,
+        recipe.seed,
+        tokenizer.encode,
+        end,
+    )
+
+
+def quick_look(model: Model) -> dict[str, float]:
+    """Held-out numbers cheap enough to be taken during training."""
+    items = heldout_items(TWO_DIGIT_ADDITION, 100, seed=0)
+    return {
+        "code_bits_per_byte": bits_per_byte(model, heldout_documents("code"), most_batches=6),
+        "prose_bits_per_byte": bits_per_byte(model, heldout_documents("prose"), most_batches=6),
+        "two_digit_addition": accuracy(model, TWO_DIGIT_ADDITION, items, max_new_tokens=5).share,
+    }
+
+
+def train_recipe(recipe: Recipe, run: Path, say: Say = print) -> Model:
+    """Train a recipe from nothing, or go on where `run` stopped."""
+    say("reading the training text …")
+    docs = list(documents())
+    size = sum(len(d.text.encode()) for d in docs) / 1e6
+    say(f"{len(docs)} documents, {size:.1f} MB; learning a tokenizer …")
+    model = fresh_model(recipe, docs)
+    say("encoding …")
+    batches = mixture(recipe, docs, model.tokenizer or learn_tokenizer(docs, model.config.vocab_size))
+    say(f"{model}; {recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
+    return train(model, recipe, batches, run, quick_look)
