@@ -393,6 +393,7 @@ def test_schema_is_found_for_every_layout_of_tools_and_call():
         "<think>x</think>",
         "<|user|>\nHi",
         call_text("g", ("a", "1")),
+        "a lone </arg_value> and" + call_text("g", ("a", "1")),
         call_text("g", ("a", "1"), ("b", "2")) + call_text("h", ("c", "3")),
         call_text("g", ("a", call_text("h", ("b", "2")))),
     ],

@@ -116,9 +116,7 @@ class Tokenizer:
     def id(self, token: str) -> int:
         """The id of a token, given as its text (" the") or as `token` shows it ("␣the")."""
         letter_of = {byte: letter for letter, byte in _byte_alphabet().items()}
-        found = self.library.token_to_id(token)
-        if found not in self._added:  # token_to_id also answers to the letters that stand for bytes, such as "Ġthe"
-            found = self.library.token_to_id("".join(letter_of[byte] for byte in token.encode()))
+        found = self.library.token_to_id("".join(letter_of[byte] for byte in token.encode()))
         if found is None:
             found = self._id_of_shown.get(token)
         if found is None:
@@ -185,9 +183,7 @@ class StreamDecoder:
 
     def finish(self) -> str:
         """End of the ids: U+FFFD if a character is unfinished, else nothing. Then ready for the next text."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        return self._utf8.decode(b"", final=True)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, digits: int = 1) -> Tokenizer:
