@@ -428,7 +428,7 @@ PRESETS: dict[str, Config] = {
         use_qk_norm=True,
         attention_bias=True,
         rope_theta=10000.0,
-        max_position_embeddings=1024,
+        max_position_embeddings=512,
     ),
     # The smallest with every switch away from its default: for tests, derivations and the debugger.
     "micro": Config(

@@ -23,7 +23,7 @@ class Recipe:
     balance_weight: float = 1e-4
     bias_rate: float = 1e-3  # step of the selection bias
     seed: int = 0
-    threads: int = 4  # of the matrix library; sums differ in their last bits with another count
+    threads: int = 2  # of the matrix library; sums differ in their last bits with another count
     log_every: int = 10
     eval_every: int = 250
     save_every: int = 250
@@ -55,7 +55,7 @@ class Recipe:
 RECIPES = {
     "glm-nano": Recipe(
         preset="glm-nano",
-        steps=3600,
+        steps=3000,
         batch_size=16,
         sequence_length=256,
         weights={

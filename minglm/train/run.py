@@ -1,19 +1,28 @@
 """From a recipe to a finished checkpoint: tokenizer, data, training, held-out results, card."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from minglm.api import Model
+from minglm.api import Model, load
 from minglm.config import PRESETS
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.heldout import bits_per_byte
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
-from minglm.train.data import Corpus, Document, Mixture, documents, heldout_documents
-from minglm.train.loop import train
+from minglm.train.data import (
+    Corpus,
+    Document,
+    Mixture,
+    compare_file_lists,
+    documents,
+    file_list,
+    heldout_documents,
+)
+from minglm.train.loop import newest_checkpoint, train
 from minglm.train.recipe import Recipe
 from minglm.train.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 
@@ -65,13 +74,29 @@ def quick_look(model: Model) -> dict[str, float]:
     }
 
 
+def _newest_model(run: Path) -> Model | None:
+    newest = newest_checkpoint(run)
+    return None if newest is None else load(newest)
+
+
+def _note_files(run: Path, docs: list[Document], say: Say) -> None:
+    """Record which files the text came from; say so when a resumed run finds others."""
+    path, found = run / "training_files.json", file_list(docs)
+    if path.exists() and (difference := compare_file_lists(json.loads(path.read_text("utf-8")), found)):
+        say(f"careful: {difference}")
+    elif not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=0) + "\n", "utf-8")
+
+
 def train_recipe(recipe: Recipe, run: Path, say: Say = print) -> Model:
     """Train a recipe from nothing, or go on where `run` stopped."""
     say("reading the training text …")
     docs = list(documents())
     size = sum(len(d.text.encode()) for d in docs) / 1e6
     say(f"{len(docs)} documents, {size:.1f} MB; learning a tokenizer …")
-    model = fresh_model(recipe, docs)
+    model = _newest_model(run) or fresh_model(recipe, docs)
+    _note_files(run, docs, say)
     say("encoding …")
     batches = mixture(recipe, docs, model.tokenizer or learn_tokenizer(docs, model.config.vocab_size))
     say(f"{model}; {recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
