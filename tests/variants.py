@@ -3,6 +3,8 @@
 A scaling factor of 1, a bias of 0 or a norm weight of 1 lets wrong code pass; none of these has one by default.
 """
 
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -74,3 +76,51 @@ def random_ids(config: Config, seed: int, shape: tuple[int, int] = (2, 11)) -> n
 def error(found: np.ndarray, wanted: np.ndarray) -> float:
     """max |a − b| / max |b|: the error of an array, as the proof table defines it."""
     return float(np.abs(found - wanted).max() / np.abs(wanted).max()) if wanted.size else 0.0
+
+
+def gradient_errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+    """Per tensor: max |a − b| / max(max |b|, a thousandth of the largest gradient of that kind of tensor).
+
+    Some gradients (the gate's with one normalised pick) are rounding noise around zero; the kind's largest says what
+    zero means. Every gradient must be in both, the selection biases' aside: torch has none, ours are zero.
+    """
+    biases = {name for name in found if name.endswith("e_score_correction_bias")}
+    assert found.keys() - biases == wanted.keys()
+    assert all(not found[name].any() for name in biases)
+    largest: dict[str, float] = {}
+    for name, array in wanted.items():
+        largest[_kind(name)] = max(largest.get(_kind(name), 0.0), float(np.abs(array).max()))
+    errors = {}
+    for name, array in wanted.items():
+        scale = max(float(np.abs(array).max()), 1e-3 * largest[_kind(name)])
+        errors[name] = float(np.abs(found[name] - array).max()) / scale if scale else float(np.abs(found[name]).max())
+    return errors
+
+
+def _kind(name: str) -> str:
+    """The name without its layer and expert numbers."""
+    return re.sub(r"\d+", "#", name)
+
+
+def same_experts(ours: np.ndarray, theirs: np.ndarray, biased: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per token: whether both picked the same set, and whether the choice is clear (margin above 1e-6)."""
+    K = ours.shape[1]
+    ranked = -np.sort(-biased, axis=-1)
+    if K < biased.shape[1]:
+        clear = ~(ranked[:, K - 1] - ranked[:, K] <= 1e-6)  # closed groups: −∞ − −∞ is clear too
+    else:
+        clear = np.ones(len(ours), bool)
+    return (np.sort(ours, axis=-1) == np.sort(theirs, axis=-1)).all(axis=-1), clear
+
+
+# -- committed oracles -------------------------------------------------------------------------------------------
+
+ORACLES = Path(__file__).parent / "oracles"
+MTP_WEIGHT, BALANCE_WEIGHT = 0.3, 0.1
+
+
+def project(name: str, array: np.ndarray) -> np.ndarray:
+    """Four random directions' share of an array, float64 [4]; directions of length √size, fixed by the name."""
+    seed = sum(name.encode()) % 2**31
+    directions = np.random.RandomState(seed).standard_normal((4, array.size))
+    return directions @ array.reshape(-1).astype(np.float64)

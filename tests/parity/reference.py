@@ -107,7 +107,7 @@ def run_reference(
         hidden.detach().numpy(),
         logits.detach().numpy(),
         [x.detach().numpy() for x in mtp_logits],
-        {"total": float(total), "main": float(main), "mtp": float(mtp_loss), "balance": float(balance)},
+        {"total": total.item(), "main": main.item(), "mtp": mtp_loss.item(), "balance": balance.item()},
         {n: indices.numpy() for n, (_, indices) in recorded.items()},
         _named_grads(reference, config),
     )
