@@ -9,27 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minglm.train import data
-from minglm.train.data import (
-    IGNORE,
-    PADDING,
-    Batch,
-    Corpus,
-    Document,
-    Mixture,
-    TokenStream,
-    compare_file_lists,
-    corpus_files,
-    docstrings,
-    documents,
-    file_list,
-    heldout_documents,
-    load_text_files,
-    make_document,
-    stream_batches,
-    windows,
-)
-from minglm.train.tasks import TASKS, Task, is_heldout
+from minglm.data import heldout as data
+from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, Mixture, TokenStream, stream_batches, windows
+from minglm.data.documents import compare_file_lists, corpus_files, docstrings, documents, file_list, load_text_files
+from minglm.data.heldout import Document, heldout_documents, make_document
+from minglm.data.tasks import TASKS, Task, is_heldout
 
 END = 256  # after the bytes
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minglm.train.tasks import (
+from minglm.data.tasks import (
     TASKS,
     TWO_DIGIT_ADDITION,
     Item,

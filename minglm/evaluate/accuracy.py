@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from minglm.data.tasks import Item, Task
 from minglm.model.kvcache import KVCache
 from minglm.model.transformer import head, transformer
-from minglm.train.tasks import Item, Task
 
 if TYPE_CHECKING:
     from minglm.api import Model

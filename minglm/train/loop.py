@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minglm.api import Model
+from minglm.data.batches import Batch
 from minglm.formats.checkpoint import load_checkpoint
 from minglm.model.loss import Loss, loss_and_grads
 from minglm.model.params import Params, map_arrays
 from minglm.model.router import update_bias
-from minglm.train.data import Batch
 from minglm.train.optim import AdamW, clip, global_norm
 from minglm.train.recipe import Recipe
 from minglm.train.schedule import warmup_cosine

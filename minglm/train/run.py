@@ -1,30 +1,29 @@
 """From a recipe to a finished checkpoint: tokenizer, data, training, held-out results, card."""
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minglm.api import Model, load
 from minglm.config import PRESETS
+from minglm.data.batches import Corpus, Mixture
+from minglm.data.documents import documents, file_list
+from minglm.data.heldout import Document, heldout_documents
+from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
-from minglm.evaluate.heldout import bits_per_byte
+from minglm.evaluate.bits_per_byte import bits_per_byte
+from minglm.evaluate.golden import golden_texts
+from minglm.evaluate.report import report
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
-from minglm.train.data import (
-    Corpus,
-    Document,
-    Mixture,
-    compare_file_lists,
-    documents,
-    file_list,
-    heldout_documents,
-)
+from minglm.train.card import card
 from minglm.train.loop import newest_checkpoint, train
 from minglm.train.recipe import Recipe
-from minglm.train.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 
 Say = Callable[[str], None]
 
@@ -48,8 +47,10 @@ def learn_tokenizer(docs: list[Document], vocab_size: int, bytes_per_domain: int
     return train_tokenizer(texts, vocab_size)
 
 
-def mixture(recipe: Recipe, docs: list[Document], tokenizer: Tokenizer) -> Mixture:
+def mixture(recipe: Recipe, docs: list[Document], model: Model) -> Mixture:
     """The batches of a recipe."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
     end = tokenizer.end_ids[0]
     corpus = Corpus.build(docs, tokenizer.encode, end)
     return Mixture(
@@ -89,15 +90,35 @@ def _note_files(run: Path, docs: list[Document], say: Say) -> None:
         path.write_text(json.dumps(found, indent=0) + "\n", "utf-8")
 
 
-def train_recipe(recipe: Recipe, run: Path, say: Say = print) -> Model:
-    """Train a recipe from nothing, or go on where `run` stopped."""
+def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say = print) -> Model:
+    """Train a recipe from nothing, or go on where `run` stopped.
+
+    `files`: the user's own text instead of the standard library and the tasks. The tokenizer is learnt from both, so
+    that a small text is enough; held-out numbers are only taken without `files`.
+    """
     say("reading the training text …")
     docs = list(documents())
-    size = sum(len(d.text.encode()) for d in docs) / 1e6
-    say(f"{len(docs)} documents, {size:.1f} MB; learning a tokenizer …")
-    model = _newest_model(run) or fresh_model(recipe, docs)
-    _note_files(run, docs, say)
+    own = load_text_files(files) if files else []
+    if files:
+        recipe = replace(recipe, weights={"text": 1.0})
+    say(f"{len(own or docs)} documents, {sum(len(d.text.encode()) for d in own or docs) / 1e6:.1f} MB")
+    model = _newest_model(run) or fresh_model(recipe, [*own, *docs])
+    _note_files(run, own or docs, say)
     say("encoding …")
-    batches = mixture(recipe, docs, model.tokenizer or learn_tokenizer(docs, model.config.vocab_size))
-    say(f"{model}; {recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
-    return train(model, recipe, batches, run, quick_look)
+    batches = mixture(recipe, own or docs, model)
+    say(f"{model}\n{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
+    return train(model, recipe, batches, run, None if files else quick_look)
+
+
+def finish(model: Model, recipe: Recipe, run: Path, folder: Path, say: Say = print) -> None:
+    """Write the finished model in bfloat16 with all that belongs to it: metrics, training files, golden texts, card."""
+    model.save(folder, "bfloat16")
+    shipped = load(folder)  # what readers will get: weights rounded to bfloat16
+    for name in ("metrics.jsonl", "training_files.json", "recipe.json"):
+        shutil.copyfile(run / name, folder / name)
+    golden = golden_texts(shipped)
+    (folder / "golden.json").write_text(json.dumps([g._asdict() for g in golden], indent=1) + "\n", "utf-8")
+    say("measuring …")
+    rows = report(shipped, items=802)
+    (folder / "README.md").write_text(card(shipped, recipe, folder, rows, golden), "utf-8")
+    say(f"saved {folder}")

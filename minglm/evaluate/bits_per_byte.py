@@ -4,9 +4,10 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from minglm.data.batches import IGNORE, Corpus, stream_batches
+from minglm.data.heldout import Document
 from minglm.model.ops import cross_entropy
 from minglm.model.transformer import head, transformer
-from minglm.train.data import IGNORE, Corpus, Document, stream_batches
 
 if TYPE_CHECKING:
     from minglm.api import Model

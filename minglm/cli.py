@@ -1,0 +1,239 @@
+"""The command line: `minglm COMMAND …`, the public face for the terminal."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import minglm
+from minglm.api import load
+
+DEFAULT = "glm-nano"
+DEMO_PROMPT = "17+25="
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it went well, 2 for wrong input, 130 if interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.run is None:
+        parser.print_help()
+        return 0
+    try:
+        given.run(given)
+    except BrokenPipeError:  # `minglm … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"minglm {given.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nminglm {given.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+# -- commands ----------------------------------------------------------------------------------------------------
+
+
+def _demo(given: argparse.Namespace) -> None:
+    from minglm.demo import demo
+
+    demo(load(given.model), given.prompt, given.tokens, Path(given.save), given.every_tap)
+
+
+def _generate(given: argparse.Namespace) -> None:
+    for piece in load(given.model, given.dtype).stream(given.prompt, given.tokens, **_sampling(given)):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _chat(given: argparse.Namespace) -> None:
+    from minglm.chat import chat
+
+    chat(load(given.model), thinking=not given.no_thinking, max_new_tokens=given.tokens, **_sampling(given))
+
+
+def _trace(given: argparse.Namespace) -> None:
+    from minglm.demo import step_table
+
+    trace = load(given.model).trace(given.prompt, keep=given.keep)
+    print(step_table(trace, every_tap=True))
+    if given.save:
+        trace.save(given.save)
+        print(f"saved {given.save}")
+
+
+def _routing(given: argparse.Namespace) -> None:
+    from minglm.demo import picks_table, save_load_plot
+    from minglm.look.plots import plot_picks
+
+    trace = load(given.model).trace(_text_or_file(given.prompt), keep="*.mlp.*")
+    routing, folder = trace.routing, Path(given.save)
+    print(picks_table(trace))
+    print(f"\n{routing!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts, routing.layers).savefig(
+        folder / "picks.png", dpi=120
+    )
+    (folder / "routing.csv").write_text(routing.to_csv(tokens=trace.tokens), "utf-8")
+    print(f"\nsaved {save_load_plot(routing, folder / 'load.png').parent}: load.png, picks.png, routing.csv")
+
+
+def _train(given: argparse.Namespace) -> None:
+    from minglm.train.recipe import RECIPES, Recipe
+    from minglm.train.run import finish, train_recipe
+
+    if given.recipe in RECIPES:
+        recipe, name = RECIPES[given.recipe], given.recipe
+    elif Path(given.recipe).is_file():
+        recipe, name = Recipe.from_json(Path(given.recipe).read_text("utf-8")), Path(given.recipe).stem
+    else:
+        raise ValueError(f"{given.recipe!r} is neither a recipe file nor one of {', '.join(RECIPES)}")
+    if given.steps is not None:
+        recipe = replace(recipe, steps=given.steps)
+    run = Path(given.run_folder or Path("runs") / name)
+    model = train_recipe(recipe, run, [Path(f) for f in given.data])
+    finish(model, recipe, run, Path(given.save or run / "model"))
+
+
+def _eval(given: argparse.Namespace) -> None:
+    from minglm.evaluate.report import report
+    from minglm.look.tables import table
+
+    rows = report(load(given.model), given.items, with_ngram=not given.no_ngram)
+    print(table([(r["measure"], f"{r['value']:.3f}", r["beside"]) for r in rows], ("measure", "value", "beside it")))
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    from minglm.look.describe import describe
+
+    model = load(given.model)
+    print(describe(model))
+    if given.tensors:
+        for name, array in minglm.walk(model.params):
+            print(f"{name:70s} {array.dtype.name:10s} {list(array.shape)}")
+
+
+def _convert(given: argparse.Namespace) -> None:
+    model = load(given.model, given.dtype)
+    model.save(given.to, given.dtype)
+    print(f"saved {given.to}: {model!r}")
+
+
+def _new(given: argparse.Namespace) -> None:
+    model = minglm.new(given.preset, seed=given.seed)
+    model.save(given.to)
+    print(f"saved {given.to}: {model!r}")
+
+
+def _bench(given: argparse.Namespace) -> None:
+    from minglm.bench.simple import bench
+
+    bench(load(given.model), given.runs)
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="minglm", description="GLM-4.5 you can read in an afternoon.")
+    parser.add_argument("--version", action="version", version=minglm.__version__)
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+
+    demo = _command(
+        commands, "demo", _demo, "take one prompt through the model and show every step", prompt=DEMO_PROMPT
+    )
+    demo.add_argument("--tokens", type=int, default=48, help="how many to generate at most (default 48)")
+    demo.add_argument(
+        "--save", default="out/demo-load.png", help="where the expert-load plot goes (default %(default)s)"
+    )
+    demo.add_argument("--every-tap", action="store_true", help="list the steps inside each expert too")
+
+    generate = _command(commands, "generate", _generate, "continue a prompt", prompt=None)
+    generate.add_argument("--dtype", default="float32", help="how weights are kept: float32, bfloat16, float64")
+    _add_sampling(generate)
+
+    chat = _command(commands, "chat", _chat, "talk to a checkpoint")
+    chat.add_argument("--no-thinking", action="store_true", help="ask for answers without thinking")
+    _add_sampling(chat)
+
+    trace = _command(commands, "trace", _trace, "list every named array of a forward pass", prompt=DEMO_PROMPT)
+    trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
+    trace.add_argument("--save", help="a .safetensors file for the arrays")
+
+    routing = _command(commands, "routing", _routing, "which expert saw which token", prompt=DEMO_PROMPT)
+    routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
+
+    train = commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__)
+    train.set_defaults(run=_train)
+    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
+    train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
+    train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
+    train.add_argument("--save", help="where the finished model goes (default RUN/model)")
+    train.add_argument("--steps", type=int, help="another number of steps")
+
+    evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance")
+    evaluate.add_argument("--items", type=int, default=200, help="items per task (default 200)")
+    evaluate.add_argument("--no-ngram", action="store_true", help="leave out the trigram yardstick")
+
+    inspect = _command(commands, "inspect", _inspect, "sizes and counts of a checkpoint")
+    inspect.add_argument("--tensors", action="store_true", help="list every tensor")
+
+    convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype")
+    convert.add_argument("to", help="folder to write")
+    convert.add_argument(
+        "--dtype", default="bfloat16", help="float32, bfloat16, float16 or float64 (default %(default)s)"
+    )
+
+    new = commands.add_parser("new", help="make a checkpoint with fresh weights")
+    new.set_defaults(run=_new)
+    new.add_argument("preset", help=f"one of {', '.join(minglm.PRESETS)}")
+    new.add_argument("to", help="folder to write")
+    new.add_argument("--seed", type=int, default=0)
+
+    bench = _command(commands, "bench", _bench, "time forward, decoding and a training step")
+    bench.add_argument("--runs", type=int, default=5)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, **positional: str | None
+) -> argparse.ArgumentParser:
+    """A command on a model; `prompt=…` adds the prompt with its default (None: it must be given)."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(run=run)
+    if name in ("convert", "inspect", "eval"):
+        parser.add_argument("model", nargs="?" if name != "convert" else None, default=DEFAULT, help="folder or name")
+    else:
+        parser.add_argument("--model", default=DEFAULT, help="folder or name of a checkpoint (default %(default)s)")
+    if "prompt" in positional:
+        default = positional["prompt"]
+        parser.add_argument("prompt", nargs="?" if default else None, default=default, help="text to continue")
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens", type=int, default=128, help="how many to generate at most (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _sampling(given: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+
+
+def _text_or_file(prompt: str) -> str:
+    path = Path(prompt)
+    return path.read_text("utf-8") if len(prompt) < 256 and path.is_file() else prompt

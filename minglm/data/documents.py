@@ -1,0 +1,234 @@
+"""Training text found on every machine: the standard library's source, docstrings, `pydoc` topics; and user files."""
+
+import ast
+import json
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from minglm.data.heldout import (
+    HELDOUT_FOLDER,
+    Document,
+    FileRecord,
+    HeldoutLines,
+    heldout_documents,
+    make_document,
+)
+
+# -- the standard library ----------------------------------------------------------------------------------------
+
+MIN_DOCSTRING = 200  # characters; shorter docstrings are labels rather than prose
+
+SKIPPED_FOLDERS = frozenset(
+    "test tests idle_test site-packages dist-packages encodings pydoc_data lib-dynload _bundled".split()
+)
+SKIPPED_FILES = frozenset(
+    # Tables, most of them generated: little to learn and much to memorise.
+    "html/entities.py locale.py stringprep.py _opcode_metadata.py".split()
+)
+SKIPPED_PREFIXES = (
+    "_sysconfigdata",
+    "_sysconfig_vars",
+    "config-",
+)  # made by the build, different on every machine
+
+
+def standard_library() -> Path:
+    """The folder of this Python's standard library source."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def corpus_files(root: Path | None = None) -> list[str]:
+    """Names of the standard library's source files to train on: relative to `root`, sorted, with `/`."""
+    folder = root or standard_library()
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*.py"))
+    return sorted(name for name in names if _is_wanted(name))
+
+
+def _is_wanted(name: str) -> bool:
+    folders = name.split("/")[:-1]
+    return name not in SKIPPED_FILES and not name.startswith(SKIPPED_PREFIXES) and SKIPPED_FOLDERS.isdisjoint(folders)
+
+
+def documents(root: Path | None = None) -> Iterator[Document]:
+    """Training documents of the standard library at `root` (default: this Python's), without held-out text.
+
+    Each source file is a code document; its longer module and class docstrings make a prose document of the
+    same name; each `pydoc` topic is a prose document. Nothing is imported: files are only read.
+    """
+    heldout = heldout_documents()
+    names = {document.name for document in heldout}
+    lines = HeldoutLines.of(heldout)
+    for document in _all_documents(root or standard_library()):
+        if document.name not in names and not lines.overlap(document.text):
+            yield document
+
+
+def _all_documents(root: Path) -> Iterator[Document]:
+    for name in corpus_files(root):
+        if source := _read_source(root / name):
+            yield make_document("code", name, source)
+            if prose := docstrings(source):
+                yield make_document("prose", name, prose)
+    for topic, text in sorted(_pydoc_topics(root).items()):
+        yield make_document("prose", f"topic:{topic}", text)
+
+
+def _read_source(path: Path) -> str:
+    """The file's text with \\n newlines; empty if it is not UTF-8."""
+    try:
+        return _unix_newlines(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return ""
+
+
+def _unix_newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def docstrings(source: str) -> str:
+    """The module and class docstrings of at least `MIN_DOCSTRING` characters, a blank line between them."""
+    found = [text for node in _module_and_classes(source) if (text := ast.get_docstring(node))]
+    long = [text for text in found if len(text) >= MIN_DOCSTRING]
+    return "\n\n".join(long) + "\n" if long else ""
+
+
+def _module_and_classes(source: str) -> list[ast.Module | ast.ClassDef]:
+    """The module and its classes, nested ones too; none inside functions or conditions, for speed."""
+    tree = _parse(source)
+    nodes: list[ast.Module | ast.ClassDef] = [tree] if tree else []
+    for node in nodes:  # grows while it is walked
+        nodes += [child for child in node.body if isinstance(child, ast.ClassDef)]
+    return nodes
+
+
+def _parse(source: str) -> ast.Module | None:
+    """The syntax tree; None for source that this Python cannot read (a template, another version's)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old escapes in other people's strings are not our user's business
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError):
+            return None
+
+
+def _pydoc_topics(root: Path) -> dict[str, str]:
+    """Topic -> text, from the dictionary literal in `pydoc_data/topics.py`; empty if not installed."""
+    path = root / "pydoc_data" / "topics.py"
+    tree = _parse(_read_source(path)) if path.exists() else None
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            return dict(ast.literal_eval(node.value))
+    return {}
+
+
+def file_list(documents: Iterable[Document]) -> list[FileRecord]:
+    """One record per document, to be kept with a checkpoint."""
+    return [
+        {"name": name, "domain": domain, "bytes": len(text.encode()), "sha256": sha256}
+        for domain, name, text, sha256 in documents
+    ]
+
+
+def compare_file_lists(recorded: Iterable[FileRecord], found: Iterable[FileRecord]) -> str | None:
+    """One sentence that says how the training files differ from the recorded ones; None if they do not."""
+    before = {(record["domain"], record["name"]): record["sha256"] for record in recorded}
+    now = {(record["domain"], record["name"]): record["sha256"] for record in found}
+    groups = {
+        "missing": before.keys() - now.keys(),
+        "new": now.keys() - before.keys(),
+        "changed": {key for key in before.keys() & now.keys() if before[key] != now[key]},
+    }
+    parts = [f"{len(keys)} {word} ({_some_names(keys)})" for word, keys in groups.items() if keys]
+    if not parts:
+        return None
+    return f"The training files differ from the {len(before)} recorded ones: {', '.join(parts)}."
+
+
+def _some_names(keys: Iterable[tuple[str, str]], shown: int = 3) -> str:
+    names = sorted(f"{domain} {name}" for domain, name in keys)
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+
+
+# -- the user's files --------------------------------------------------------------------------------------------
+
+
+def load_text_files(paths: Iterable[str | Path], domain: str = "text") -> list[Document]:
+    """Documents from the user's files: UTF-8 text, or JSON lines (`.jsonl`) with a "text" field each.
+
+    Blank lines and empty texts of a JSONL file are skipped. ValueError, with the path and what to do, for a
+    file that is missing, empty, binary or not UTF-8, and for a JSONL line that has no text.
+    """
+    return [document for path in paths for document in _load_text_file(Path(path), domain)]
+
+
+def _load_text_file(path: Path, domain: str) -> list[Document]:
+    text = _read_user_text(path)
+    if path.suffix.lower() != ".jsonl":
+        return [make_document(domain, path.as_posix(), text)]
+    texts = [
+        (number, _json_text(path, number, line))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    found = [make_document(domain, f"{path.as_posix()}:{number}", text) for number, text in texts if text]
+    if not found:
+        raise ValueError(f'{path}: every "text" is empty; remove the file or put text in it')
+    return found
+
+
+def _read_user_text(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path (a folder is not a file: name its files)")
+    data = path.read_bytes()
+    if not data.strip():
+        raise ValueError(f"{path}: the file is empty; remove it from --data or put text in it")
+    if b"\0" in data:
+        raise ValueError(f"{path}: binary file (it has a NUL byte); wanted UTF-8 text or JSONL, so extract its text")
+    try:
+        return _unix_newlines(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8 and try again") from error
+
+
+def _json_text(path: Path, number: int, line: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); wanted one object per line") from error
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f'{path}, line {number}: no "text" string; wanted {{"text": "…"}} on every line')
+    return text
+
+
+# -- freezing ----------------------------------------------------------------------------------------------------
+
+HELDOUT_MODULES = (
+    "asyncio/queues.py cmd.py csv.py graphlib.py heapq.py http/cookies.py shlex.py textwrap.py "
+    "unittest/suite.py urllib/robotparser.py wsgiref/handlers.py"
+).split()
+HELDOUT_TOPICS = "assignment augassign binary calls formatstrings import subscriptions truth typesmapping".split()
+
+
+def freeze_heldout() -> None:
+    """Write the held-out text again, with its list of hashes and Python's licence.
+
+    Command: python -c "from minglm.data.documents import freeze_heldout; freeze_heldout()"
+
+    Code: whole modules. Prose: their docstrings and some `pydoc` topics. ValueError on any Python but 3.11,
+    from which the frozen text is taken.
+    """
+    if sys.version_info[:2] != (3, 11):
+        raise ValueError(f"held-out text is taken from Python 3.11, this is {sys.version.split()[0]}: run it with 3.11")
+    wanted = {*HELDOUT_MODULES, *(f"topic:{topic}" for topic in HELDOUT_TOPICS)}
+    chosen = [document for document in _all_documents(standard_library()) if document.name in wanted]
+    for domain in ("code", "prose"):
+        text = "".join(document.text for document in chosen if document.domain == domain)
+        (HELDOUT_FOLDER / f"{domain}.txt").write_bytes(text.encode())
+    listing = json.dumps(file_list(chosen), indent=1) + "\n"
+    (HELDOUT_FOLDER / "files.json").write_text(listing, encoding="utf-8", newline="\n")
+    shutil.copyfile(standard_library() / "LICENSE.txt", HELDOUT_FOLDER / "LICENSE.txt")

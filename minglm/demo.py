@@ -1,0 +1,76 @@
+"""`minglm demo`: one prompt through the whole model, every step shown."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minglm.api import Model
+from minglm.look.describe import describe
+from minglm.look.routing import RoutingTable
+from minglm.look.tables import table
+from minglm.look.trace import Trace
+
+Say = Callable[[str], None]
+INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of the step table unless asked for
+
+
+def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: bool = False, say: Say = print) -> None:
+    """Print architecture, steps, routing and continuation; save the load plot and say where."""
+    say(f"\n1. The model\n\n{describe(model)}")
+    trace = model.trace(prompt)
+    say(
+        f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n\n{step_table(trace, every_tap)}"
+    )
+    say(f"\n3. Who went where: experts picked for each token, with their weights\n\n{picks_table(trace)}")
+    say("\n4. The continuation, token by token\n")
+    write_on(model, prompt, max_new_tokens)
+    say(f"\n5. Expert load over this prompt: {save_load_plot(trace.routing, save)}")
+
+
+def step_table(trace: Trace, every_tap: bool = False) -> str:
+    """Every step: name, shape, dtype, mean, standard deviation, milliseconds since the step before."""
+    rows, left_out = [], 0
+    for row in trace.rows():
+        if not every_tap and ".experts." in row.name and row.name.endswith(INNER):
+            left_out += 1
+            continue
+        mean, std = ("–" if v is None else f"{v:+.3f}" for v in (row.mean, row.std))
+        rows.append((row.name, " × ".join(map(str, row.shape)), row.dtype, mean, std, f"{row.ms:.2f}"))
+    text = table(rows, ("step", "shape", "dtype", "mean", "std", "ms"))
+    return text + (f"\n({left_out} steps inside the experts left out; --every-tap shows them)" if left_out else "")
+
+
+def picks_table(trace: Trace) -> str:
+    """Tokens down, layers across; in each cell the experts picked, best first, and how loud each speaks."""
+    routing = trace.routing
+    header = ("token", *(f"layer {layer}" for layer in routing.layers))
+    rows = []
+    for t, token in enumerate(trace.tokens):
+        cells = [
+            "  ".join(f"{e}:{w:.2f}" for e, w in zip(routing.indices[t, i], routing.weights[t, i], strict=True))
+            for i in range(len(routing.layers))
+        ]
+        rows.append((token, *cells))
+    return table(rows, header)
+
+
+def write_on(model: Model, prompt: str, max_new_tokens: int) -> None:
+    """Stream the greedy continuation and its speed."""
+    print(prompt, end="", flush=True)
+    decoder = model.tokenizer.stream() if model.tokenizer else None
+    steps = []
+    for step in model.steps(prompt, max_new_tokens):
+        steps.append(step)
+        if decoder and step.stop_reason != "end token":
+            print(decoder.feed(step.id), end="", flush=True)
+    seconds = sum(step.seconds for step in steps[1:])
+    speed = f"{(len(steps) - 1) / seconds:,.0f} tokens/s" if seconds else "one token"
+    print(f"\n\n({len(steps)} tokens, {speed}, NumPy engine, greedy, stopped by {steps[-1].stop_reason})")
+
+
+def save_load_plot(routing: RoutingTable, path: Path) -> Path:
+    """The layer × expert heat map as a PNG."""
+    from minglm.look.plots import plot_load
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_load(routing.indices, routing.experts, routing.layers).savefig(path, dpi=120)
+    return path.resolve()
