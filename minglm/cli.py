@@ -101,7 +101,7 @@ def _train(given: argparse.Namespace) -> None:
         recipe = replace(recipe, steps=given.steps)
     run = Path(given.run_folder or Path("runs") / name)
     model = train_recipe(recipe, run, [Path(f) for f in given.data])
-    finish(model, recipe, run, Path(given.save or run / "model"))
+    finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(given.data))
 
 
 def _eval(given: argparse.Namespace) -> None:
@@ -149,13 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
-    demo = _command(
-        commands, "demo", _demo, "take one prompt through the model and show every step", prompt=DEMO_PROMPT
-    )
+    demo = _command(commands, "demo", _demo, "one prompt through the model, every step shown", prompt=DEMO_PROMPT)
     demo.add_argument("--tokens", type=int, default=48, help="how many to generate at most (default 48)")
-    demo.add_argument(
-        "--save", default="out/demo-load.png", help="where the expert-load plot goes (default %(default)s)"
-    )
+    demo.add_argument("--save", default="out/demo-load.png", help="file of the load plot (default %(default)s)")
     demo.add_argument("--every-tap", action="store_true", help="list the steps inside each expert too")
 
     generate = _command(commands, "generate", _generate, "continue a prompt", prompt=None)
@@ -190,9 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype")
     convert.add_argument("to", help="folder to write")
-    convert.add_argument(
-        "--dtype", default="bfloat16", help="float32, bfloat16, float16 or float64 (default %(default)s)"
-    )
+    convert.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 (default), float16 or float64")
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
     new.set_defaults(run=_new)

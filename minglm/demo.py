@@ -20,7 +20,8 @@ def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: 
     say(
         f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n\n{step_table(trace, every_tap)}"
     )
-    say(f"\n3. Who went where: experts picked for each token, with their weights\n\n{picks_table(trace)}")
+    say("\n3. Who went where: the experts picked for each token, with their weights\n")
+    say(picks_table(trace))
     say("\n4. The continuation, token by token\n")
     write_on(model, prompt, max_new_tokens)
     say(f"\n5. Expert load over this prompt: {save_load_plot(trace.routing, save)}")

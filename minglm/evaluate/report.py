@@ -13,6 +13,7 @@ from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.ngram import ngram_bits_per_byte
+from minglm.model.router import expert_load
 from minglm.model.transformer import transformer
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def _mtp_rows(model: "Model") -> list[Row]:
 
 def _balance_rows(model: "Model") -> list[Row]:
     """MaxVio = (largest load − mean load) / mean load over a held-out sample of both domains, per MoE layer."""
-    E, load = model.config.n_routed_experts, {}
+    E = model.config.n_routed_experts
+    load: dict[int, np.ndarray] = {}
     for domain in ("code", "prose"):
         for batch in _sample(model, domain):
             valid = (batch.segments >= 0).reshape(-1)
@@ -78,7 +80,7 @@ def _balance_rows(model: "Model") -> list[Row]:
             def count(name: str, array: np.ndarray, valid: np.ndarray = valid) -> np.ndarray:
                 if name.endswith("expert_indices"):
                     layer = int(name.split(".")[1])
-                    load[layer] = load.get(layer, 0) + np.bincount(array[valid].reshape(-1), minlength=E)
+                    load[layer] = load.get(layer, np.zeros(E, int)) + expert_load(array, E, valid)
                 return array
 
             transformer(batch.ids, model.params, model.config, segments=batch.segments, tap=count)

@@ -11,7 +11,7 @@ import numpy as np
 from minglm.api import Model, load
 from minglm.config import PRESETS
 from minglm.data.batches import Corpus, Mixture
-from minglm.data.documents import documents, file_list
+from minglm.data.documents import compare_file_lists, documents, file_list, load_text_files
 from minglm.data.heldout import Document, heldout_documents
 from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
@@ -110,12 +110,16 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     return train(model, recipe, batches, run, None if files else quick_look)
 
 
-def finish(model: Model, recipe: Recipe, run: Path, folder: Path, say: Say = print) -> None:
-    """Write the finished model in bfloat16 with all that belongs to it: metrics, training files, golden texts, card."""
+def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:
+    """Write the finished model in bfloat16 with its metrics and list of training files; for one of our recipes, not
+    the user's own data, also held-out results, golden texts and a card."""
     model.save(folder, "bfloat16")
     shipped = load(folder)  # what readers will get: weights rounded to bfloat16
     for name in ("metrics.jsonl", "training_files.json", "recipe.json"):
         shutil.copyfile(run / name, folder / name)
+    if own_data:
+        say(f"saved {folder}")
+        return
     golden = golden_texts(shipped)
     (folder / "golden.json").write_text(json.dumps([g._asdict() for g in golden], indent=1) + "\n", "utf-8")
     say("measuring …")
