@@ -17,9 +17,8 @@ def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: 
     """Print architecture, steps, routing and continuation; save the load plot and say where."""
     say(f"\n1. The model\n\n{describe(model)}")
     trace = model.trace(prompt)
-    say(
-        f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n\n{step_table(trace, every_tap)}"
-    )
+    say(f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n")
+    say(step_table(trace, every_tap))
     say("\n3. Who went where: the experts picked for each token, with their weights\n")
     say(picks_table(trace))
     say("\n4. The continuation, token by token\n")
