@@ -1,0 +1,257 @@
+"""Training: the optimiser against a scalar twin, and a run that continues bit for bit wherever it was cut."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+import minglm
+from minglm.api import Model
+from minglm.data.batches import Batch
+from minglm.model import shift_targets
+from minglm.model.params import map_arrays, walk_stacked
+from minglm.train import loop
+from minglm.train.loop import DivergedError, newest_checkpoint, newest_state, start, train, train_step
+from minglm.train.optim import AdamW, clip, decays, global_norm
+from minglm.train.recipe import RECIPES, Recipe
+from minglm.train.schedule import warmup_cosine
+from tests.variants import MICRO, random_params
+
+RECIPE = Recipe("micro", 12, 2, 9, {}, warmup=3, threads=1, log_every=1, eval_every=5, save_every=4, bias_rate=0.05)
+
+
+class Batches:
+    """Random tokens, two documents and some padding in each row; a pure function of the step."""
+
+    def batch(self, step: int) -> Batch:
+        rng = np.random.default_rng([7, step])
+        ids = rng.integers(0, MICRO.vocab_size, (2, 9))
+        segments = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1], [-1, -1, 0, 0, 0, 0, 0, 0, 0]])
+        return Batch(ids, shift_targets(ids, segments), segments)
+
+
+def bits(model: Model) -> list[bytes]:
+    return [array.tobytes() for _, array in walk_stacked(model.params)]
+
+
+@pytest.fixture
+def model():
+    return Model(MICRO, random_params(MICRO, 1))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    run = tmp_path_factory.mktemp("whole")
+    trained = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), run, progress=False)
+    return bits(trained), (run / "metrics.jsonl").read_text()
+
+
+# -- the optimiser -----------------------------------------------------------------------------------------------
+
+
+def adamw_by_hand(p, gradients, rate, decay, b1=0.9, b2=0.95, eps=1e-8):
+    m = v = 0.0
+    for t, g in enumerate(gradients, start=1):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        p = p - rate * decay * p
+        p = p - rate * (m / (1 - b1**t)) / (math.sqrt(v / (1 - b2**t)) + eps)
+    return p
+
+
+def test_adamw_is_the_textbook_one(model):
+    params = random_params(MICRO, 1, np.float64)
+    optimiser = AdamW.start(params, weight_decay=0.2)
+    before = dict(walk_stacked(params))
+    gradients = [random_params(MICRO, seed, np.float64) for seed in (2, 3, 4)]
+    for grads in gradients:
+        params, optimiser = optimiser.update(params, grads, 0.01)
+    assert optimiser.step == 3
+    histories = [dict(walk_stacked(g)) for g in gradients]
+    for name, array in walk_stacked(params):
+        place = tuple(s // 2 for s in array.shape)
+        decay = 0.2 if decays(name) else 0.0
+        if name.endswith("e_score_correction_bias"):
+            assert (array == before[name]).all()
+        else:
+            wanted = adamw_by_hand(before[name][place], [h[name][place] for h in histories], 0.01, decay)
+            assert array[place] == pytest.approx(wanted, rel=1e-12)
+
+
+def test_what_decays():
+    names = {name for name, _ in walk_stacked(random_params(MICRO, 0))}
+    kept = {name for name in names if not decays(name)}
+    assert kept == {n for n in names if "norm" in n.rsplit(".", 2)[-2] or n.endswith("bias") or "embed_tokens" in n}
+    assert decays("lm_head.weight")
+    assert decays("model.layers.1.mlp.gate.weight")
+    assert not decays("model.layers.3.shared_head.norm.weight")
+
+
+def test_an_update_changes_nothing_in_place(model):
+    before = bits(model)
+    grads = random_params(MICRO, 2)
+    AdamW.start(model.params).update(model.params, grads, 0.1)
+    assert bits(model) == before
+
+
+def test_clipping_scales_the_whole_gradient():
+    grads = random_params(MICRO, 5, np.float64)
+    norm = global_norm(grads)
+    assert norm == pytest.approx(math.sqrt(sum((a**2).sum() for _, a in walk_stacked(grads))))
+    clipped = clip(grads, norm, norm / 7)
+    assert global_norm(clipped) == pytest.approx(norm / 7)
+    assert clip(grads, norm, norm * 2) is grads
+
+
+def test_schedule():
+    rates = [warmup_cosine(s, 100, 10, 1.0, 0.1) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(rates[9:]))
+    assert warmup_cosine(0, 1, 0, 1.0, 0.1) == 1.0
+
+
+# -- one step ----------------------------------------------------------------------------------------------------
+
+
+def test_a_step_lowers_the_loss_and_moves_the_biases_by_the_sign_of_the_load(model):
+    recipe = replace(RECIPE, learning_rate=1e-3, warmup=1, bias_rate=0.25, weight_decay=0.0)
+    batch, state = Batches().batch(0), start(model, recipe)
+    losses = []
+    for _ in range(5):
+        before = dict(walk_stacked(state.params))
+        state, metrics = train_step(state, batch, model, recipe)
+        losses.append(metrics.loss)
+        for layer, load in metrics.load.items():
+            name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
+            moved = dict(walk_stacked(state.params))[name] - before[name]
+            np.testing.assert_allclose(moved, 0.25 * np.sign(np.mean(load) - load), atol=1e-6)
+            assert metrics.max_violation[layer] == pytest.approx(max(load) / np.mean(load) - 1)
+    assert losses[-1] < losses[0]
+    assert set(metrics.load) == {1, 2, 3, 4}
+    valid = (batch.segments >= 0).sum()
+    assert sum(metrics.load[1]) == valid * MICRO.num_experts_per_tok
+
+
+# -- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 8, 11])
+def test_resuming_gives_the_same_bits(cut, uninterrupted, tmp_path):
+    """Cut after any step, on or between checkpoints: same weights, same metrics."""
+    train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, stop_after=cut, progress=False)
+    resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
+    weights, metrics = uninterrupted
+    assert bits(resumed) == weights
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics
+
+
+def test_killed_while_it_runs(uninterrupted, tmp_path):
+    """kill −9 at random moments, in the middle of saving too; then the run goes on to the same bits."""
+    script = textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {os.getcwd()!r})
+        from pathlib import Path
+        from tests.test_train import *
+        slow = Batches()
+        real = slow.batch
+        slow.batch = lambda step: (time.sleep(0.02), real(step))[1]
+        print("ready", flush=True)
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, slow, Path({str(tmp_path)!r}), progress=False)
+    """)
+    rng = np.random.default_rng()
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.0, 0.5))
+        process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+        process.wait()
+        process.stdout.close()
+    finished = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
+    assert bits(finished) == uninterrupted[0]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_a_checkpoint_of_a_run_is_a_model_folder(tmp_path, model):
+    trained = train(model, RECIPE, Batches(), tmp_path, progress=False)
+    folder = newest_checkpoint(tmp_path)
+    assert folder is not None
+    assert folder.name == "checkpoint-000012"
+    assert bits(minglm.load(folder)) == bits(trained)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == loop.KEPT
+    assert newest_state(tmp_path, RECIPE).step == 12
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, model):
+    first = train(model, RECIPE, Batches(), tmp_path, progress=False)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    again = train(model, RECIPE, Batches(), tmp_path, progress=False)
+    assert bits(first) == bits(again)
+    assert (tmp_path / "metrics.jsonl").read_text() == lines
+
+
+def test_evaluation_is_logged(tmp_path, model):
+    train(model, RECIPE, Batches(), tmp_path, evaluate=lambda m: {"held_out": 1.5}, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 9, 11]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, model):
+    train(model, RECIPE, Batches(), tmp_path, stop_after=1, progress=False)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(model, replace(RECIPE, seed=5), Batches(), tmp_path, progress=False)
+
+
+def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, model):
+    train(model, RECIPE, Batches(), tmp_path, stop_after=4, progress=False)
+
+    good = bits(minglm.load(newest_checkpoint(tmp_path)))
+    broken = map_arrays(lambda n, a: np.full_like(a, np.nan), model.params)
+    with pytest.raises(DivergedError, match=r"step 0: loss nan"):
+        train_step(start(Model(MICRO, broken), RECIPE), Batches().batch(0), model, RECIPE)
+
+    def diverge(*args, **kwargs):
+        raise DivergedError("step 6: loss nan, gradient norm nan")
+
+    original, loop.train_step = loop.train_step, diverge
+    try:
+        with pytest.raises(DivergedError, match=r"step 6.*checkpoint-000004"):
+            train(model, RECIPE, Batches(), tmp_path, progress=False)
+    finally:
+        loop.train_step = original
+    assert bits(minglm.load(newest_checkpoint(tmp_path))) == good
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, monkeypatch):
+    train(model, RECIPE, Batches(), tmp_path, stop_after=4, progress=False)
+    good = bits(minglm.load(newest_checkpoint(tmp_path)))
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        train(model, RECIPE, Batches(), tmp_path, progress=False)
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path).name == "checkpoint-000004"
+    assert bits(minglm.load(newest_checkpoint(tmp_path))) == good
+
+
+def test_recipes_round_trip_and_refuse_nonsense():
+    recipe = RECIPES["glm-nano"]
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    with pytest.raises(ValueError, match="unknown lr"):
+        Recipe.from_json(recipe.to_json().replace('"seed"', '"lr"'))
+    for change in ({"steps": 0}, {"learning_rate": 0.0}, {"sequence_length": 1}, {"threads": 0}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            replace(recipe, **change)
