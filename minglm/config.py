@@ -6,12 +6,13 @@ Field names are Hugging Face's. Two spellings are in the wild and both are read:
 """
 
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROPE_TYPES = ("default", "linear", "yarn")
+ROPE_TYPES = ("linear", "yarn")  # ways to stretch; "default", no stretching, is rope_scaling = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
     attention_bias: bool = False  # on q, k and v; o_proj never has one
     partial_rotary_factor: float = 0.5
     rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] | None = None
+    rope_scaling: Mapping[str, Any] | None = None  # rope_type, factor and, for yarn, more
     max_position_embeddings: int = 131072
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -71,91 +72,66 @@ class Config:
     # -- checks ----------------------------------------------------------------------------------------------
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            _require(_is_int(value) and value > 0, name, value, "must be a whole number above 0")
-        for name in ("first_k_dense_replace", "num_nextn_predict_layers", "n_shared_experts"):
-            value = getattr(self, name)
-            _require(_is_int(value) and value >= 0, name, value, "must be a whole number, 0 or more")
-        for name in (
-            "norm_topk_prob",
-            "use_qk_norm",
-            "attention_bias",
-            "tie_word_embeddings",
-        ):
-            value = getattr(self, name)
-            _require(isinstance(value, bool), name, value, "must be true or false")
-        for name in ("routed_scaling_factor", "rope_theta", "rms_norm_eps", "initializer_range"):
-            value = getattr(self, name)
-            _require(_is_number(value) and 0 < value < float("inf"), name, value, "must be a finite number above 0")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type is bool:
+                _require(isinstance(value, bool), f.name, value, "must be true or false")
+            elif f.type is float:
+                _require(_is_number(value) and value > 0, f.name, value, "must be a finite number above 0")
+            elif f.type is int:
+                least = 0 if f.name in _MAY_BE_ZERO else 1
+                holds = _is_int(value) and least <= value < 2**31
+                _require(holds, f.name, value, f"must be a whole number from {least} to 2³¹ − 1")
         self._check_attention()
+        self._check_rope_scaling()
         self._check_experts()
         self._check_tokens()
 
     def _check_attention(self) -> None:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        _require(
-            heads % kv_heads == 0,
-            "num_attention_heads",
-            heads,
-            f"must be a multiple of num_key_value_heads = {kv_heads}",
-        )
-        factor = self.partial_rotary_factor
-        _require(_is_number(factor) and 0 < factor <= 1, "partial_rotary_factor", factor, "must be in (0, 1]")
-        _require(
-            self.rotary_dim > 0 and self.rotary_dim % 2 == 0,
-            "partial_rotary_factor",
-            factor,
-            f"rotates {self.rotary_dim} of head_dim = {self.head_dim} entries; must be an even number, 2 or more",
-        )
+        heads, kv_heads, factor = self.num_attention_heads, self.num_key_value_heads, self.partial_rotary_factor
+        rule = f"must be a multiple of num_key_value_heads = {kv_heads}"
+        _require(heads % kv_heads == 0, "num_attention_heads", heads, rule)
+        _require(factor <= 1, "partial_rotary_factor", factor, "must be in (0, 1]")
+        rotated = self.rotary_dim
+        rule = f"rotates {rotated} of head_dim = {self.head_dim} entries; must be an even number, 2 or more"
+        _require(rotated > 0 and rotated % 2 == 0, "partial_rotary_factor", factor, rule)
+
+    def _check_rope_scaling(self) -> None:
         scaling = self.rope_scaling
         if scaling is None:
             return
         _require(isinstance(scaling, Mapping), "rope_scaling", scaling, "must be an object or null")
-        kind = scaling.get("rope_type")
-        _require(kind in ROPE_TYPES, "rope_scaling.rope_type", kind, f"must be one of {', '.join(ROPE_TYPES)}")
-        if kind != "default":
-            given = scaling.get("factor", 0)
-            _require(_is_number(given) and given > 0, "rope_scaling.factor", given, "must be a number above 0")
+        kind, factor = scaling.get("rope_type"), scaling.get("factor", 0)
+        rule = f"must be one of {', '.join(ROPE_TYPES)} (or rope_scaling null, for default)"
+        _require(kind in ROPE_TYPES, "rope_scaling.rope_type", kind, rule)
+        _require(_is_number(factor) and factor > 0, "rope_scaling.factor", factor, "must be a finite number above 0")
+        if kind == "yarn":
+            _require(self.rope_theta > 1, "rope_theta", self.rope_theta, "must be above 1 for yarn")
+            for name in _YARN_OPTIONS:
+                value = scaling.get(name, 0)  # null and 0 stand for the usual value
+                holds = value is None or (_is_number(value) and value >= 0)
+                _require(holds, f"rope_scaling.{name}", value, "must be a finite number, 0 or more, or null")
 
     def _check_experts(self) -> None:
         E, K = self.n_routed_experts, self.num_experts_per_tok
         groups, kept = self.n_group, self.topk_group
-        _require(E % groups == 0, "n_routed_experts", E, f"must be a multiple of n_group = {groups}")
         per_group = E // groups
-        _require(
-            per_group >= 2,
-            "n_routed_experts",
-            E,
-            f"gives {per_group} expert per group (n_group = {groups}); must be 2 or more, because a group is "
-            "judged by its two best experts",
-        )
+        _require(E % groups == 0, "n_routed_experts", E, f"must be a multiple of n_group = {groups}")
+        rule = f"gives {per_group} expert per group (n_group = {groups}); must be 2 or more, because a group is "
+        _require(per_group >= 2, "n_routed_experts", E, rule + "judged by its two best experts")
         _require(kept <= groups, "topk_group", kept, f"must be at most n_group = {groups}")
-        _require(
-            kept * per_group >= K,
-            "num_experts_per_tok",
-            K,
-            f"must be at most topk_group · experts per group = {kept} · {per_group} = {kept * per_group}",
-        )
-        _require(
-            self.first_k_dense_replace <= self.num_hidden_layers,
-            "first_k_dense_replace",
-            self.first_k_dense_replace,
-            f"must be at most num_hidden_layers = {self.num_hidden_layers}",
-        )
+        rule = f"must be at most topk_group · experts per group = {kept} · {per_group} = {kept * per_group}"
+        _require(kept * per_group >= K, "num_experts_per_tok", K, rule)
+        dense, layers = self.first_k_dense_replace, self.num_hidden_layers
+        _require(dense <= layers, "first_k_dense_replace", dense, f"must be at most num_hidden_layers = {layers}")
 
     def _check_tokens(self) -> None:
-        named: list[tuple[str, int | None]] = [("eos_token_id", i) for i in self.eos_token_id]
-        named += [("pad_token_id", self.pad_token_id), ("bos_token_id", self.bos_token_id)]
-        for name, value in named:
-            if value is None:
-                continue
-            _require(
-                _is_int(value) and 0 <= value < self.vocab_size,
-                name,
-                value,
-                f"must be a token id below vocab_size = {self.vocab_size}",
-            )
+        ends = self.eos_token_id
+        _require(isinstance(ends, tuple), "eos_token_id", ends, "must be a tuple of token ids")
+        optional = [(n, i) for n in ("pad_token_id", "bos_token_id") if (i := getattr(self, n)) is not None]
+        rule = f"must be a token id below vocab_size = {self.vocab_size}"
+        for name, value in [("eos_token_id", i) for i in ends] + optional:
+            _require(_is_int(value) and 0 <= value < self.vocab_size, name, value, rule)
 
     # -- config.json -----------------------------------------------------------------------------------------
 
@@ -164,17 +140,12 @@ class Config:
         """Build from the contents of a config.json, either spelling. Raises ValueError for what does not fit."""
         values = dict(values)
         kind = values.pop("model_type", None)
-        _require(
-            kind == "glm4_moe",
-            "model_type",
-            kind,
-            "must be 'glm4_moe'; other model families do not load here",
-        )
+        _require(kind == "glm4_moe", "model_type", kind, "must be 'glm4_moe'; other model families do not load here")
         for other, wanted in _ALIASES.items():
             if other in values:
                 value = values.pop(other)
-                known = values.setdefault(wanted, value)
-                _require(known == value, other, value, f"must equal {wanted} = {known}")
+                same = values.setdefault(wanted, value)
+                _require(same == value, other, value, f"must equal {wanted} = {same}")
         for name, allowed in _FIXED.items():
             _require(values.get(name, allowed) == allowed, name, values.get(name), f"must be {allowed!r}")
         values.pop("hidden_act", None)
@@ -183,24 +154,19 @@ class Config:
         if values.get("head_dim") is None:
             values["head_dim"] = _default_head_dim(values)
 
-        known_names = {f.name for f in fields(cls)} - {"extra"}
-        known_values = {k: v for k, v in values.items() if k in known_names}
-        missing = sorted(_REQUIRED - known_values.keys())
+        known = {f.name: values.pop(f.name) for f in fields(cls) if f.name != "extra" and f.name in values}
+        missing = [f.name for f in fields(cls) if f.default is f.default_factory is MISSING and f.name not in known]
         if missing:
             raise ValueError(f"config: missing {', '.join(missing)}; add them to config.json")
-        return cls(**known_values, extra={k: v for k, v in values.items() if k not in known_names})
+        return cls(**known, extra=values)
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a config.json that Hugging Face transformers, vLLM and SGLang read."""
-        values = dict(self.extra)
-        for f in fields(self):
-            if f.name != "extra":
-                values[f.name] = getattr(self, f.name)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["eos_token_id"] = list(self.eos_token_id)
         values["rope_scaling"] = None if self.rope_scaling is None else dict(self.rope_scaling)
-        values["hidden_act"] = "silu"
-        values.setdefault("architectures", ["Glm4MoeForCausalLM"])
-        return {"model_type": "glm4_moe", **values}
+        architectures = {"architectures": ["Glm4MoeForCausalLM"]}
+        return {"model_type": "glm4_moe", **architectures, **self.extra, **values, "hidden_act": "silu"}
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
@@ -211,13 +177,13 @@ class Config:
             values = json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise ValueError(f"{path}: cannot read the model's config: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not valid JSON: {error}") from error
         if not isinstance(values, dict):
             raise ValueError(f"{path}: wanted a JSON object, got {type(values).__name__}")
         try:
             return cls.from_dict(values)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     def to_json(self) -> str:
@@ -304,22 +270,15 @@ class Counts(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------
 # Reading Hugging Face's spellings
 
-_POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "n_group",
-    "topk_group",
-    "max_position_embeddings",
+_MAY_BE_ZERO = ("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers")
+_YARN_OPTIONS = (
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
 )
-_REQUIRED = frozenset(_POSITIVE) - {"n_group", "topk_group", "max_position_embeddings"}
 _ALIASES = {"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"}
 _FIXED = {"hidden_act": "silu", "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 
@@ -334,7 +293,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """A number that a float can hold: not NaN, not infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:
@@ -346,12 +306,8 @@ def _as_tuple(value: Any) -> tuple[Any, ...]:
 def _default_head_dim(values: Mapping[str, Any]) -> int:
     hidden, heads = values.get("hidden_size", 0), values.get("num_attention_heads", 1)
     divisible = _is_int(hidden) and _is_int(heads) and heads > 0 and hidden % heads == 0
-    _require(
-        divisible,
-        "head_dim",
-        None,
-        f"is missing and hidden_size = {hidden!r} is no multiple of num_attention_heads = {heads!r}; set head_dim",
-    )
+    rule = f"is missing and hidden_size = {hidden!r} is no multiple of num_attention_heads = {heads!r}; set head_dim"
+    _require(divisible, "head_dim", None, rule)
     return int(hidden // heads)
 
 
@@ -366,11 +322,9 @@ def _gather_rope(values: dict[str, Any]) -> None:
             values[name] = scaling.pop(name)
         elif values.get(name) is None:
             values.pop(name, None)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    if kind == "yarn":
-        scaling.setdefault("original_max_position_embeddings", values.get("max_position_embeddings"))
-    values["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **scaling}
+    old_kind, kind = scaling.pop("type", None), scaling.pop("rope_type", None)
+    kind = old_kind if kind is None else kind
+    values["rope_scaling"] = None if kind in (None, "default") else {"rope_type": kind, **scaling}
 
 
 # ---------------------------------------------------------------------------------------------------------------

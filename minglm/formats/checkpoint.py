@@ -4,13 +4,14 @@ Reading is strict: every tensor that the config asks for must be there with its 
 destroys what was there before the new files are complete.
 """
 
+import hashlib
 import json
 import os
 import re
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ DTYPES = {
 }
 _FILE_DTYPES = {"F64", "F32", "F16", "BF16"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_MARK = "[0-9a-f]" * 8  # in the names of temporary files
 
 
 def as_dtype(dtype: Any) -> np.dtype:
     """One of `DTYPES`, from its name or anything NumPy takes for it. Raises ValueError for others."""
-    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
     if name not in DTYPES:
         raise ValueError(f"dtype {name!r} cannot hold weights here; take one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -63,8 +65,8 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
     folder, wanted_dtype = Path(folder), as_dtype(dtype)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
-    config = Config.load(folder)
     with _open_files(folder) as found:
+        config = _config_of(folder)
         config, own_ends = _mtp_layout(config, found.keys(), folder)
         _check(found, _expected(config, own_ends), folder)
         not_finite: list[str] = []
@@ -84,6 +86,22 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
     if not_finite:
         warnings.warn(f"{folder}: NaN or infinity in {_some(not_finite)}", stacklevel=2)
     return config, params
+
+
+def _config_of(folder: Path) -> Config:
+    """config.json, or the one that a save left beside it when it was killed between its last two renames."""
+    weights = folder / (_SINGLE if (folder / _SINGLE).exists() else _INDEX)
+    for path in folder.glob(f"config-{_MARK}.tmp"):
+        if path == _waiting_config(weights):
+            with suppress(ValueError):  # cut off itself, or just renamed by a save that is still running
+                return Config.load(path)
+    return Config.load(folder)
+
+
+def _waiting_config(weights: Path) -> Path:
+    """Where the config that belongs to these weights waits until it may take the old one's place."""
+    with open(weights, "rb") as file:
+        return weights.parent / f"config-{hashlib.file_digest(file, 'sha256').hexdigest()[:8]}.tmp"
 
 
 def _disk_parts(name: str, array: Array) -> Iterator[tuple[Array, str]]:
@@ -139,7 +157,7 @@ def _weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         paths = [folder / Path(name).name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{index}: wanted a JSON object with a 'weight_map' of tensor to file names") from error
     missing = [path.name for path in paths if not path.exists()]
     if missing:
@@ -179,7 +197,8 @@ def save_checkpoint(
     """Write config.json and the weights; other files in the folder stay.
 
     All new files are written in full before the first old one is replaced, and one rename makes the new weights the
-    valid ones: whoever is killed before it leaves the old checkpoint, a full disk does so too (OSError).
+    valid ones: whoever is killed before it leaves the old checkpoint, a full disk does so too (OSError). A config that
+    differs follows in a second rename; `load_checkpoint` knows what to do when it is missed.
     """
     folder, kind = Path(folder), as_dtype(dtype)
     folder.mkdir(parents=True, exist_ok=True)
@@ -188,23 +207,39 @@ def save_checkpoint(
         for name, array in walk(params)
     }
     shards = _split(tensors, max_shard_bytes)
+    text = _restated(config, kind).to_json()
     mark = uuid.uuid4().hex[:8]
-    temporary = {f"config-{mark}.tmp": "config.json"}  # temporary name -> final name; the last rename counts
-    (folder / f"config-{mark}.tmp").write_text(config.to_json(), "utf-8")
+    final, ready, waiting = _SINGLE if len(shards) == 1 else _INDEX, folder / f"model-{mark}.tmp", None
     try:
         if len(shards) == 1:
-            _write(folder / f"{mark}.tmp", shards[0])
-            temporary[f"{mark}.tmp"] = _SINGLE
+            _write(ready, shards[0])
         else:
             _write_shards(folder, shards, mark)
-            temporary[f"{mark}.tmp"] = _INDEX
-        for name, final in temporary.items():
-            os.replace(folder / name, folder / final)
-    except BaseException:
-        for path in folder.glob(f"*{mark}*"):
-            path.unlink()
+        if text != _text(folder / "config.json"):
+            waiting = _waiting_config(ready)
+            waiting.write_text(text, "utf-8")
+        os.replace(ready, folder / final)
+    except Exception:  # not at Ctrl-C, which may come after the rename; the next save clears what it leaves
+        for path in [*folder.glob(f"model-*{mark}.*"), *([waiting] if waiting else [])]:
+            path.unlink(missing_ok=True)
         raise
-    _remove_others(folder, keep=_INDEX if len(shards) > 1 else _SINGLE, mark=mark)
+    if final == _INDEX:
+        (folder / _SINGLE).unlink(missing_ok=True)  # it is read first: from here the shards count
+    if waiting:
+        os.replace(waiting, folder / "config.json")
+    _remove_others(folder, final, mark)
+
+
+def _restated(config: Config, kind: np.dtype) -> Config:
+    """Where the config says how many bits the weights have, it must say what is written now: transformers obeys it."""
+    return config.replace(extra={k: kind.name if k in ("dtype", "torch_dtype") else v for k, v in config.extra.items()})
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError):
+        return None
 
 
 def _split(tensors: dict[str, Array], max_bytes: int) -> list[dict[str, Array]]:
@@ -220,8 +255,8 @@ def _split(tensors: dict[str, Array], max_bytes: int) -> list[dict[str, Array]]:
 
 
 def _write(path: Path, tensors: dict[str, Array]) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})  # the layout's name; transformers looks for it
+    try:  # "format" is the layout's name, transformers looks for it; a second entry would change places at random
+        save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.parent}: the weights could not be written, what was there still is: {error}") from error
     with open(path, "rb+") as file:
@@ -237,14 +272,12 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]], mark: str) -> No
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for shard in shards for array in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / f"{mark}.tmp").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+    (folder / f"model-{mark}.tmp").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _remove_others(folder: Path, keep: str, mark: str) -> None:
-    """Weights of earlier saves, now that the new ones count. The single file is read first, so it goes first."""
-    for name in (_SINGLE, _INDEX):
-        if name != keep:
-            (folder / name).unlink(missing_ok=True)
-    for path in folder.glob("model-*-of-*.safetensors"):
-        if mark not in path.name:
-            path.unlink()
+def _remove_others(folder: Path, final: str, mark: str) -> None:
+    """Weights of earlier saves, now that the new ones count, and what killed saves left behind."""
+    others = [path for path in folder.glob("model-*-of-*.safetensors") if mark not in path.name]
+    left = [*folder.glob(f"model-{_MARK}.tmp"), *folder.glob(f"config-{_MARK}.tmp")]
+    for path in [*others, *left, folder / (_INDEX if final == _SINGLE else _SINGLE)]:
+        path.unlink(missing_ok=True)
