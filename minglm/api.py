@@ -99,7 +99,7 @@ class Model:
         if not 1 <= depth < ids.shape[1]:
             raise ValueError(f"depth = {depth} must lie between 1 and T − 1 = {ids.shape[1] - 1}")
         checked = _checked_tap(tap)
-        hidden, saved = transformer(ids, self.params, self.config, segments=segments)
+        hidden, saved = transformer(ids, self.params, self.config, segments=segments, tap=checked)
         chain = mtp_chain(hidden, ids, saved.layout, self.params, self.config, depth, checked)
         weight = mtp_head_weight(self.params, self.params.mtp[chain[-1].layer])
         return linear(chain[-1].normed, weight.astype(hidden.dtype, copy=False))
@@ -134,12 +134,15 @@ class Model:
             ids, targets, self.params, self.config, mtp_weight, balance_weight, positions, segments
         )
 
-    def trace(self, prompt: Any, keep: str = "*", tap: UserTap | None = None, limit: float = 2e9) -> "Trace":
+    def trace(
+        self, prompt: Any, keep: str = "*", tap: UserTap | None = None, limit: float = 2e9, segments: Any = None
+    ) -> "Trace":
         """Run a prompt (text, or ids [T] or [B, T]) and keep every array whose name matches `keep`, patterns as in
         the shell, several separated by commas. Raises ValueError beforehand if they would take over `limit` bytes."""
         from minglm.look.trace import take_trace
 
-        return take_trace(self, self.as_ids(prompt), keep, tap, limit)
+        ids = self.as_ids(prompt)
+        return take_trace(self, ids, keep, tap, limit, self._check_like("segments", segments, ids))
 
     # -- generating ------------------------------------------------------------------------------------------
 
@@ -319,12 +322,14 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     """A model with fresh weights, initialised as GLM-4.5's were. `config`: a Config or the name of a preset."""
     from minglm.formats.checkpoint import as_dtype
 
+    name = "model"
     if isinstance(config, str):
+        name = config
         if config not in PRESETS:
             raise ValueError(f"no preset {config!r}; there are {', '.join(PRESETS)}")
         config = PRESETS[config]
     params = init_params(config, np.random.default_rng(seed), as_dtype(dtype))
-    return Model(config, params)
+    return Model(config, params, name=name)
 
 
 def find(name: str | Path) -> Path:

@@ -28,14 +28,10 @@ def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: 
 
 def step_table(trace: Trace, every_tap: bool = False) -> str:
     """Every step: name, shape, dtype, mean, standard deviation, milliseconds since the step before."""
-    rows, left_out = [], 0
-    for row in trace.rows():
-        if not every_tap and ".experts." in row.name and row.name.endswith(INNER):
-            left_out += 1
-            continue
-        mean, std = ("–" if v is None else f"{v:+.3f}" for v in (row.mean, row.std))
-        rows.append((row.name, " × ".join(map(str, row.shape)), row.dtype, mean, std, f"{row.ms:.2f}"))
-    text = table(rows, ("step", "shape", "dtype", "mean", "std", "ms"))
+    rows = trace.rows()
+    shown = [r for r in rows if every_tap or not (".experts." in r.name and r.name.endswith(INNER))]
+    text = table([r._replace(ms=round(r.ms, 2)) for r in shown], ("step", "shape", "dtype", "mean", "std", "ms"))
+    left_out = len(rows) - len(shown)
     return text + (f"\n({left_out} steps inside the experts left out; --every-tap shows them)" if left_out else "")
 
 

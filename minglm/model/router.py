@@ -36,7 +36,10 @@ def router(
     # 2. the bias decides who is picked …
     biased = tap("biased_scores", _keep_best_groups(scores + params.e_score_correction_bias, config))
     order = np.argsort(-biased, axis=-1, kind="stable")
-    indices = tap("expert_indices", order[:, : config.num_experts_per_tok])  # -> [N, K]
+    chosen = order[:, : config.num_experts_per_tok]
+    indices = tap("expert_indices", chosen)  # -> [N, K]
+    if indices is not chosen:
+        _check_forced(indices, config)
     # 3. … and has no say in how loud they speak
     picked = np.take_along_axis(scores, indices, axis=-1)  # -> [N, K]
     weights = tap("expert_weights", _normalise(picked, config))
@@ -67,6 +70,16 @@ def router_bwd(
     dlogits = dscores * scores * (1 - scores)
     dx, dweight, _ = linear_bwd(dlogits, x, params.weight)
     return dx, Router(dweight, np.zeros_like(params.e_score_correction_bias))
+
+
+def _check_forced(indices: Array, config: Config) -> None:
+    """A tap may send tokens elsewhere, but a token cannot go to one expert twice, nor to one that is not there."""
+    E, K = config.n_routed_experts, config.num_experts_per_tok
+    if indices.min() < 0 or indices.max() >= E or (np.diff(np.sort(indices, axis=-1), axis=-1) == 0).any():
+        raise ValueError(
+            f"the tap's expert_indices must name {K} different experts between 0 and {E - 1} for each token; to force "
+            "one, replace the last pick of the tokens that do not have it yet"
+        )
 
 
 def _keep_best_groups(biased: Array, config: Config) -> Array:  # [N, E] -> [N, E]

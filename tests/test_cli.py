@@ -1,0 +1,174 @@
+"""The command line, on a small folder: what it prints, what it writes, what it says to wrong input."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minglm
+from minglm.api import Model
+from minglm.cli import main
+from minglm.text.chat import ChatTemplate
+from minglm.text.tokenizer import train_tokenizer
+from tests.variants import MICRO, random_params
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A micro model with a tokenizer of bytes and tags."""
+    path = tmp_path_factory.mktemp("models") / "bytes"
+    tokenizer = train_tokenizer([], 292)
+    config = MICRO.replace(vocab_size=320, max_position_embeddings=256, eos_token_id=tokenizer.end_ids)
+    Model(config, random_params(config, 1), tokenizer, ChatTemplate()).save(path)
+    return str(path)
+
+
+def run(capsys, *arguments):
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_demo_shows_everything(folder, tmp_path, capsys):
+    plot = tmp_path / "deep" / "load.png"
+    code, out, _ = run(capsys, "demo", "--model", folder, "ab", "--tokens", "5", "--save", str(plot))
+    assert code == 0
+    for part in ("parameters, total", "key/value cache per token", "layers.1.self_attn.probs", "logits", "layer 2"):
+        assert part in out
+    assert "tokens/s" in out
+    assert str(plot) in out
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_generate_prints_the_continuation(folder, capsys):
+    text = minglm.load(folder).generate("ab", 6).text
+    assert run(capsys, "generate", "--model", folder, "ab", "--tokens", "6") == (0, text + "\n", "")
+
+
+def test_sampling_options_reach_the_model(folder, capsys):
+    options = ("--temperature", "1.5", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.01", "--seed", "3")
+    wanted = minglm.load(folder).generate("ab", 9, temperature=1.5, top_k=9, top_p=0.9, min_p=0.01, seed=3).text
+    assert run(capsys, "generate", "--model", folder, "ab", "--tokens", "9", *options)[1] == wanted + "\n"
+
+
+def test_trace_lists_and_saves(folder, tmp_path, capsys):
+    from minglm.look.trace import load_trace
+
+    file = tmp_path / "t.safetensors"
+    code, out, _ = run(capsys, "trace", "--model", folder, "ab", "--keep", "logits,layers.0.*", "--save", str(file))
+    assert code == 0
+    assert "layers.0.self_attn.q" in out
+    assert "layers.1.self_attn.q " not in out
+    model = minglm.load(folder)
+    np.testing.assert_array_equal(load_trace(file)["logits"], model.forward(model.as_ids("ab")).logits)
+
+
+def test_routing_writes_plots_and_csv(folder, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n    return x\n", encoding="utf-8")
+    code, out, _ = run(capsys, "routing", "--model", folder, str(text), "--save", str(tmp_path / "r"))
+    assert code == 0
+    assert "layer 1" in out
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"load.png", "picks.png", "routing.csv"}
+    assert len((tmp_path / "r" / "routing.csv").read_text("utf-8").splitlines()) > 20
+
+
+def test_inspect_convert_new(folder, tmp_path, capsys):
+    code, out, _ = run(capsys, "inspect", folder, "--tensors")
+    assert code == 0
+    assert "model.layers.1.mlp.experts.7.down_proj.weight" in out
+    assert run(capsys, "convert", folder, str(tmp_path / "b"), "--dtype", "bfloat16")[0] == 0
+    assert minglm.load(tmp_path / "b", "bfloat16").tokenizer is not None
+    assert run(capsys, "new", "micro", str(tmp_path / "n"), "--seed", "4")[0] == 0
+    ids = [[1, 2, 3]]
+    fresh = minglm.new("micro", seed=4)
+    assert (minglm.load(tmp_path / "n").forward(ids).logits == fresh.forward(ids).logits).all()
+
+
+def test_chat_is_a_conversation(folder, capsys, monkeypatch):
+    lines = iter(["Hi", "", "/clear", "Bye", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
+    assert code == 0
+    assert "/quit" in out
+    model = minglm.load(folder)
+    prompt = model.chat_template.render([{"role": "user", "content": "Bye"}])
+    assert model.generate(prompt, 4).text in out
+
+
+def test_chat_ends_with_its_input(folder, capsys, monkeypatch):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    assert run(capsys, "chat", "--model", folder)[0] == 0
+
+
+def test_training_on_own_text(tmp_path, capsys):
+    """A folder comes out that loads, and a second call has nothing left to do."""
+    text = tmp_path / "mine.txt"
+    text.write_text("to be or not to be, that is the question\n" * 400, encoding="utf-8")
+    from dataclasses import replace
+
+    from minglm.train.recipe import RECIPES
+    from minglm.train.run import finish, train_recipe
+
+    recipe = replace(RECIPES["glm-nano"], steps=2, batch_size=2, sequence_length=16, weights={"text": 1.0})
+    said = []
+    model = train_recipe(recipe, tmp_path / "run", [text], said.append)
+    finish(model, recipe, tmp_path / "run", tmp_path / "out", own_data=True, say=said.append)
+    assert minglm.load(tmp_path / "out").generate("to be", 3).ids
+    files = json.loads((tmp_path / "out" / "training_files.json").read_text("utf-8"))
+    assert [f["domain"] for f in files] == ["text"]
+    again = train_recipe(recipe, tmp_path / "run", [text], said.append)
+    assert all(
+        (a == b).all() for (_, a), (_, b) in zip(minglm.walk(model.params), minglm.walk(again.params), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "--model", "no-such-model", "x"], "no such folder"),
+        (["generate", "--model", "FOLDER", ""], "empty"),
+        (["generate", "--model", "FOLDER", "x", "--tokens", "100000"], "context of 256"),
+        (["generate", "--model", "FOLDER", "x", "--temperature", "-1"], "temperature"),
+        (["generate", "--model", "FOLDER", "x", "--dtype", "int3"], "int3"),
+        (["trace", "--model", "FOLDER", "x", "--keep", "layers.9.*"], "layers.9"),
+        (["train", "no-such-recipe"], "neither a recipe file nor one of"),
+        (["train", "--data", "missing.txt", "--run-folder", "TMP/r"], "missing.txt"),
+        (["new", "GLM-9", "x"], "no preset"),
+        (["inspect", "TMP"], "is this the folder of a model?"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, folder, tmp_path, capsys):
+    filled = [a.replace("FOLDER", folder).replace("TMP", str(tmp_path)) for a in arguments]
+    code, _, err = run(capsys, *filled)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_help_and_module():
+    done = subprocess.run([sys.executable, "-m", "minglm"], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0
+    for command in "demo generate chat trace routing train eval inspect convert new bench".split():
+        assert command in done.stdout
+
+
+def test_output_is_utf8_under_any_code_page(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "minglm", "trace", "--model", folder, "é"],
+        capture_output=True,
+        env={**__import__("os").environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "─" in done.stdout.decode("utf-8")
+
+
+def test_a_closed_pipe_is_no_error(folder):
+    command = f'"{sys.executable}" -m minglm trace --model "{folder}" abc | head -n 1'
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, encoding="utf-8")
+    assert "Traceback" not in done.stderr
