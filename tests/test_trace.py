@@ -114,7 +114,8 @@ def test_every_declared_tap_fires_and_no_other(config, dtype):
         fired.append((name, array))
 
     model.forward(ids, tap=tap)
-    model.mtp(ids, depth=3, tap=tap)
+    MTP = tuple(f"layers.{config.num_hidden_layers + i}." for i in range(config.num_nextn_predict_layers))
+    model.mtp(ids, depth=3, tap=lambda name, array: tap(name, array) if name.startswith(MTP) else None)  # trunk: above
     expected = iter(expected_taps(config, *ids.shape, mtp_depth=3))
     silent = []
     for name, array in fired:  # the expected ones in order; between two that fired, experts that nobody picked
@@ -398,7 +399,7 @@ def test_files_that_are_no_trace(micro, tmp_path):
 
 
 def test_a_trace_shows_itself(micro, trace):
-    assert re.fullmatch(rf"Trace\(model, B = 2, T = 9: {len(trace)} arrays, 0\.\d MB\)", repr(trace))
+    assert re.fullmatch(rf"Trace\(micro, B = 2, T = 9: {len(trace)} arrays, 0\.\d MB\)", repr(trace))
     page = trace._repr_html_(most=5)
     assert page.count("<tr>") == 6
     assert "the first 5 of them" in page

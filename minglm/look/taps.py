@@ -197,7 +197,7 @@ def taps_markdown() -> str:
         "the order in which they are called; `{i}` is a layer, `{e}` an expert.",
         "",
         "```python",
-        'trace = model.trace("2 + 2 =", keep="layers.1.mlp.*")   # patterns as in the shell, separated by commas',
+        'trace = model.trace("2 + 2 =", keep="layers.1.mlp.*")  # patterns as in the shell, separated by commas',
         'trace["layers.1.mlp.expert_indices"]',
         'model.forward(ids, tap=lambda name, array: array * 0 if name == "layers.1.mlp.shared" else None)',
         "```",
