@@ -80,8 +80,11 @@ class Model:
         ids = self._check_ids(ids, cache)
         positions = self._check_like("positions", positions, ids)
         segments = self._check_like("segments", segments, ids)
-        if stop_at is not None and not 0 <= stop_at <= self.config.num_hidden_layers:
-            raise ValueError(f"stop_at = {stop_at} must lie between 0 and {self.config.num_hidden_layers} layers")
+        layers = self.config.num_hidden_layers
+        if stop_at is not None and stop_at not in range(layers + 1):
+            raise ValueError(f"stop_at = {stop_at} must be a whole number between 0 and {layers} layers")
+        if stop_at is not None and cache is not None:
+            raise ValueError("stop_at would leave the cache of the later layers empty; use one of the two")
         checked = _checked_tap(tap)
         hidden, _ = transformer(ids, self.params, self.config, cache, positions, segments, checked, stop_at=stop_at)
         return Output(None if stop_at is not None else head(hidden, self.params, checked), hidden)
@@ -96,8 +99,8 @@ class Model:
         segments = self._check_like("segments", segments, ids)
         if not self.params.mtp:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers = 0)")
-        if not 1 <= depth < ids.shape[1]:
-            raise ValueError(f"depth = {depth} must lie between 1 and T − 1 = {ids.shape[1] - 1}")
+        if depth not in range(1, ids.shape[1]):
+            raise ValueError(f"depth = {depth} must be a whole number between 1 and T − 1 = {ids.shape[1] - 1}")
         checked = _checked_tap(tap)
         hidden, saved = transformer(ids, self.params, self.config, segments=segments, tap=checked)
         chain = mtp_chain(hidden, ids, saved.layout, self.params, self.config, depth, checked)
@@ -235,7 +238,7 @@ class Model:
             if self.tokenizer is None:
                 raise ValueError("this model has no tokenizer; give token ids instead of text")
             prompt = [self.tokenizer.encode(prompt)]
-        array = np.asarray(prompt)
+        array = _as_array(prompt)
         return self._check_ids(array[None] if array.ndim == 1 else array)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
@@ -245,7 +248,7 @@ class Model:
         return [int(i) for i in ids[0]]
 
     def _check_ids(self, ids: Any, cache: KVCache | None = None) -> Array:
-        ids = np.asarray(ids)
+        ids = _as_array(ids)
         if ids.ndim == 2 and ids.size == 0:
             raise ValueError("the prompt is empty; give at least one token")
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
@@ -328,8 +331,9 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
         if config not in PRESETS:
             raise ValueError(f"no preset {config!r}; there are {', '.join(PRESETS)}")
         config = PRESETS[config]
-    params = init_params(config, np.random.default_rng(seed), as_dtype(dtype))
-    return Model(config, params, name=name)
+    kind = as_dtype(dtype)
+    params = init_params(config, np.random.default_rng(seed), np.float64 if kind == np.float64 else np.float32)
+    return Model(config, params, name=name).astype(kind)
 
 
 def find(name: str | Path) -> Path:
@@ -345,6 +349,13 @@ def find(name: str | Path) -> Path:
     raise ValueError(f"{name}: no such folder, and no shipped checkpoint of that name ({', '.join(shipped) or 'none'})")
 
 
+def _as_array(ids: Any) -> Array:
+    try:
+        return np.asarray(ids)
+    except ValueError as error:
+        raise ValueError("ids must be whole numbers of shape [B, T]: rows of different lengths do not fit") from error
+
+
 def _checked_tap(tap: UserTap | None) -> Tap:
     """A user's tap as the model calls it: returning nothing keeps the array, a replacement must fit."""
     if tap is None:
@@ -354,9 +365,12 @@ def _checked_tap(tap: UserTap | None) -> Tap:
         replacement = tap(name, array)
         if replacement is None:
             return array
-        if np.shape(replacement) != array.shape:
-            wanted, got = list(array.shape), list(np.shape(replacement))
-            raise ValueError(f"the tap returned shape {got} for {name}, wanted {wanted} (or None to keep it)")
-        return np.asarray(replacement, dtype=array.dtype)
+        given = np.asarray(replacement)
+        if given.shape != array.shape or not np.can_cast(given.dtype, array.dtype, "same_kind"):
+            raise ValueError(
+                f"the tap returned {given.dtype} {list(given.shape)} for {name}, wanted {array.dtype} "
+                f"{list(array.shape)} (or None to keep it)"
+            )
+        return given.astype(array.dtype, copy=False)
 
     return checked

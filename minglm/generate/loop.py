@@ -62,9 +62,12 @@ def steps(
     for count in range(1, max_new_tokens + 1):
         start = time.perf_counter()
         hidden, _ = transformer(ids, params, config, cache, tap=tap)
-        logits = head(hidden[:, -1:], params, tap)[0, 0]  # -> [V]
+        scores = head(hidden[:, -1:], params, tap)[0, 0]  # -> [V]
         seconds = time.perf_counter() - start
-        logits[model.usable_tokens :] = -np.inf  # rows of the head that no token of the tokenizer stands for
+        # rows of the head beyond the tokenizer stand for no token; `scores` is left as the tap saw it
+        logits = np.where(np.arange(len(scores)) < model.usable_tokens, scores, -np.inf).astype(scores.dtype)
+        if not np.isfinite(logits.max()):
+            raise ValueError(f"new token {count} cannot be chosen: the logits are NaN or infinite; look at the weights")
         next_id = draw(probabilities(logits, how), rng.random())
         reason = "end token" if next_id in end_ids else "length" if count == max_new_tokens else None
         yield Step(next_id, logits, reason, seconds)
@@ -77,8 +80,8 @@ def check_room(prompt: int, new: int, context: int) -> None:
     """Raises ValueError when prompt and new tokens do not fit into the model's context."""
     if prompt < 1:
         raise ValueError("the prompt is empty; give at least one token to continue")
-    if new < 1:
-        raise ValueError(f"max_new_tokens = {new}; ask for at least one")
+    if not isinstance(new, int | np.integer) or new < 1:
+        raise ValueError(f"max_new_tokens = {new!r} must be a whole number, 1 or more")
     if prompt + new > context:
         raise ValueError(
             f"{prompt} prompt tokens + {new} new ones > context of {context}; "

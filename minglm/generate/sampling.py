@@ -19,7 +19,7 @@ class Sampling(NamedTuple):
         """Returns itself. Raises ValueError naming the setting that makes no sense."""
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature = {self.temperature} must be a finite number, 0 or more")
-        if self.top_k < 0 or int(self.top_k) != self.top_k:
+        if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k} must be a whole number, 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p} must be above 0 and at most 1")
@@ -32,8 +32,12 @@ def probabilities(logits: Array, how: Sampling) -> Array:  # [V] -> [V]
     """The distribution that a token is drawn from, filters applied in the order temperature, top-k, top-p, min-p,
     each on what the one before left, as transformers does."""
     if how.temperature == 0:
-        return np.eye(len(logits), dtype=logits.dtype)[np.argmax(logits)]
-    kept = (logits - logits.max()) / how.temperature  # the largest is 0: a tiny temperature overflows nothing
+        best = np.zeros_like(logits)
+        best[np.argmax(logits)] = 1
+        return best
+    with np.errstate(over="ignore"):  # the largest is 0 and stays; at a tiny temperature all others may fall to −∞
+        scaled = (logits - logits.max()).astype(np.float64) / how.temperature
+        kept = scaled.astype(logits.dtype)  # float32 would turn 1e-50 into 0, and −∞ / 1e50 into NaN
     if 0 < how.top_k < len(kept):
         kept = np.where(kept >= np.sort(kept)[-how.top_k], kept, -np.inf)
     if how.top_p < 1:
