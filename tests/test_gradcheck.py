@@ -46,10 +46,13 @@ def normal(*shape):
 
 def judge(f, true_bwd, wrong, inputs, choices=None, samples=24):
     """True passes, every wrong one is caught; returns how many were."""
-    report = check_gradients(f, true_bwd, inputs, choices, samples)
+    known = {}
+    report = check_gradients(f, true_bwd, inputs, choices, samples, known=known)
     assert not report.wrong(), report.errors
     assert report.checked > 5 * report.skipped
-    caught = [name for name, bwd in wrong.items() if check_gradients(f, bwd, inputs, choices, samples).wrong()]
+    caught = [
+        name for name, bwd in wrong.items() if check_gradients(f, bwd, inputs, choices, samples, known=known).wrong()
+    ]
     assert len(caught) == len(wrong), f"not caught: {sorted(wrong.keys() - set(caught))}"
     return len(caught)
 
@@ -441,7 +444,7 @@ def judge_source(run, backward, call, record, arrays, mutations, choices=None):
 
     wrong = {f"{old} -> {new}": as_bwd(mutated(backward, old, new)) for old, new in mutations}
     assert len(wrong) == len(mutations)
-    return judge(forward, as_bwd(backward), wrong, inputs, chosen if choices else None, samples=5)
+    return judge(forward, as_bwd(backward), wrong, inputs, chosen if choices else None, samples=8)
 
 
 def test_expert_mlp_mutations_are_caught():
@@ -625,13 +628,14 @@ def test_whole_model_mutations_are_caught(monkeypatch):
     params = random_params(SMALL, 7)
     ids = random_state(8).randint(0, 17, (2, 6))
     arguments = {"ids": ids, "targets": shift_targets(ids), "params": params, "config": SMALL, "balance_weight": 0.1}
-    assert not check_model(**arguments).wrong()
+    known = {}
+    assert not check_model(**arguments, known=known).wrong()
     caught = 0
     for module, name, old, new in WHOLE_MODEL:
         with monkeypatch.context() as patch:
             mutant = mutated(getattr(module, name), old, new)
             patch.setattr(gradcheck if name == "loss_and_grads" else loss, name, mutant)  # where its caller looks
-            caught += bool(check_model(**arguments, samples=3, leave_out=r"experts\.").wrong())
+            caught += bool(check_model(**arguments, samples=3, leave_out=r"experts\.", known=known).wrong())
     assert caught == len(WHOLE_MODEL) == 12
 
 
