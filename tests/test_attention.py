@@ -4,7 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minglm.model import KVCache, attention, attention_bwd, make_layout, ops, transformer
+from tests.helpers import (
     MICRO,
     assert_all_differ,
     assert_close,
@@ -15,10 +19,6 @@ from helpers import (
     random_params,
     random_state,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from minglm.model import KVCache, attention, attention_bwd, make_layout, ops, transformer
 
 # H = 6 query heads, G = 2 key/value heads, T = 3 queries that are the last of S = 5 positions
 T, S, H, G, d = 3, 5, 6, 2, 8

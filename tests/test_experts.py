@@ -2,8 +2,15 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minglm.model import experts as experts_module
+from minglm.model import mlp, mlp_bwd, moe, moe_bwd, ops, routed_experts, routed_experts_bwd
+from minglm.model.params import expert
+from minglm.model.router import Routing
+from tests.gradcheck import check_gradients
+from tests.helpers import (
     MICRO,
     assert_all_differ,
     assert_close,
@@ -15,13 +22,6 @@ from helpers import (
     random_state,
     refilled,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from minglm.model import experts as experts_module
-from minglm.model import mlp, mlp_bwd, moe, moe_bwd, ops, routed_experts, routed_experts_bwd
-from minglm.model.params import expert
-from minglm.model.router import Routing
 
 # nine tokens, six experts, two picks; nobody picks expert 3, many pick 4; the weights of a token add up to 2.5
 N, E, K, D = 9, 6, 2, 20

@@ -5,11 +5,8 @@ Leaf operations: the wrong formulas that students write. Sub-layers: one piece o
 
 import importlib
 
-import gradcheck
 import numpy as np
 import pytest
-from gradcheck import BOUND, check_gradients, check_model
-from helpers import MICRO, flat, mutated, naive_silu, random_params, random_state, refilled, swapped
 
 from minglm.model import (
     attention,
@@ -32,6 +29,9 @@ from minglm.model import (
 )
 from minglm.model.params import Router
 from minglm.model.router import Routing, _normalise_bwd
+from tests import gradcheck
+from tests.gradcheck import BOUND, check_gradients, check_model
+from tests.helpers import MICRO, flat, mutated, naive_silu, random_params, random_state, refilled, swapped
 
 # the package has a function of this name, so the module itself is fetched by its path
 transformer_module = importlib.import_module("minglm.model.transformer")

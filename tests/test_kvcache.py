@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import MICRO, assert_all_differ, assert_close, mutated, random_params, random_state
 
 from minglm.model import KVCache, attention, make_layout, transformer
+from tests.helpers import MICRO, assert_all_differ, assert_close, mutated, random_params, random_state
 
 CONFIG = MICRO.replace(num_hidden_layers=2)
 PARAMS = random_params(CONFIG, 0)

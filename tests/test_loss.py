@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_model, total_loss
-from helpers import (
+
+from minglm.model import IGNORE, init_params, loss_and_grads, map_arrays, shift_targets, transformer, walk
+from minglm.model.params import walk_stacked
+from tests.gradcheck import check_model, total_loss
+from tests.helpers import (
     MICRO,
     assert_all_differ,
     assert_close,
@@ -15,9 +18,6 @@ from helpers import (
     random_params,
     random_state,
 )
-
-from minglm.model import IGNORE, init_params, loss_and_grads, map_arrays, shift_targets, transformer, walk
-from minglm.model.params import walk_stacked
 
 IDS = random_state(0).randint(0, 61, (2, 7))
 PARAMS = random_params(MICRO, 1)

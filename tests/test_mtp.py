@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
-from helpers import (
+
+from minglm.model import KVCache, make_layout, mtp_chain, mtp_layer, mtp_step, ops, transformer
+from minglm.model.mtp import mtp_embedding_weight, mtp_head_weight
+from tests.helpers import (
     MICRO,
     assert_all_differ,
     assert_close,
@@ -14,9 +17,6 @@ from helpers import (
     random_params,
     random_state,
 )
-
-from minglm.model import KVCache, make_layout, mtp_chain, mtp_layer, mtp_step, ops, transformer
-from minglm.model.mtp import mtp_embedding_weight, mtp_head_weight
 
 T, D, EPS = 8, 20, MICRO.rms_norm_eps
 PARAMS = random_params(MICRO, 0)  # two MTP layers; every norm weight is another vector

@@ -4,8 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minglm.model import ops
+from tests.gradcheck import check_gradients
+from tests.helpers import (
     assert_all_differ,
     assert_close,
     naive_attend,
@@ -20,10 +24,6 @@ from helpers import (
     random_state,
     read_only,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from minglm.model import ops
 
 few = settings(deadline=None, max_examples=15)
 sizes = st.integers(1, 5)

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from helpers import MICRO, assert_all_differ, assert_close, naive_rope, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minglm.config import PRESETS
 from minglm.model import inverse_frequencies, ops, rotation
+from tests.helpers import MICRO, assert_all_differ, assert_close, naive_rope, random_state
 
 # T = H = 3: a swapped axis broadcasts instead of raising. A third of the head turns. Positions do not start at 0.
 ROT, D, THETA = 4, 12, 100.0

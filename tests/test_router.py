@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from gradcheck import check_gradients
-from helpers import MICRO, assert_all_differ, assert_close, naive_route, naive_sigmoid, random_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minglm.model import balance_loss, expert_load, ops, router, router_bwd, update_bias
 from minglm.model.params import Router
+from tests.gradcheck import check_gradients
+from tests.helpers import MICRO, assert_all_differ, assert_close, naive_route, naive_sigmoid, random_state
 
 N, E, K, D = 40, 8, 3, 20
 RANDOM = random_state(0)
