@@ -268,6 +268,15 @@ def test_segments_in_the_cache_go_on_where_they_stopped():
         assert_close(y[b], hidden(IDS[b, p:])[0, -3:])
 
 
+def test_a_row_whose_cache_ends_with_padding_goes_on_after_its_last_token():
+    segments = np.stack([np.where(np.arange(6) >= n, -1, 0) for n in (6, 4, 1)])  # right padding
+    cache = KVCache(MICRO, 3, 12, np.float64)
+    hidden(IDS[:, :6], cache=cache, segments=segments)
+    y = hidden(IDS[:, 6:], cache=cache)
+    for b, n in enumerate((6, 4, 1)):
+        assert_close(y[b], hidden(np.concatenate([IDS[b, :n], IDS[b, 6:]]))[0, -3:])
+
+
 def test_the_scale_is_of_the_head_and_not_of_the_model():
     """All keys equal but one: its weight is e^(q·k/√d) to 1."""
     q, k = np.zeros((1, 1, 1, 4)), np.zeros((1, 2, 1, 4))

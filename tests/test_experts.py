@@ -268,6 +268,9 @@ def test_moe_and_its_gradients_keep_the_dtype_and_its_inputs(dtype):
     for array in (x, *flat(params).values()):
         array.flags.writeable = False
     y, saved = moe(x, params, CONFIG)
+    routing, history = saved.router.routing, saved.history
+    dx_routed, dweights, _ = routed_experts_bwd(y[0], x[0], history, routing, params.experts)
+    assert {dx_routed.dtype, dweights.dtype} == {np.dtype(dtype)}
     dx, dparams = moe_bwd(y, saved, params, CONFIG, np.ones((N, E), dtype))
     assert {a.dtype for a in (y, dx, *flat(dparams).values())} == {np.dtype(dtype)}
     assert_close(y, moe(X[None], LAYER, CONFIG)[0], 1e-5 if dtype == np.float32 else 0)

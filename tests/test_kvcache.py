@@ -41,9 +41,7 @@ def test_every_split_of_seven_tokens_gives_the_states_of_one_call():
 
 
 def wrong_run(old, new, of):
-    """The transformer with one piece of the layout's, the attention's or its own source replaced."""
-    if of is transformer:
-        return mutated(transformer, old, new)
+    """The transformer with one piece of the layout's or the attention's source replaced."""
     if of is make_layout:
         run = mutated(transformer, "layout = make_layout(", "layout = wrong_layout(")
         run.__globals__["wrong_layout"] = mutated(make_layout, old, new)

@@ -158,6 +158,14 @@ def test_yarn_slows_the_slow_pairs_and_keeps_the_fast_ones():
     assert_all_differ({"plain": np.ones(32), "linear": np.full(32, 1 / 4)}, stretched / plain)
 
 
+@pytest.mark.parametrize(("theta", "original"), [(100.0, 16), (100.0, 64), (4.0, 400)])
+def test_yarn_keeps_its_ramp_between_pair_0_and_the_last_entry(theta, original):
+    """In a short context no pair makes 32 turns: the ramp would begin below 0. With a small theta it would end late."""
+    config = CONFIG.replace(partial_rotary_factor=2 / 3, rope_theta=theta)  # 8 entries, 4 pairs
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": original}
+    assert_close(inverse_frequencies(config.replace(rope_scaling=scaling))[0], naive_yarn(config, 4.0, original))
+
+
 def test_yarn_scale_multiplies_the_turned_part():
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "attention_factor": 1.5}
     config = CONFIG.replace(rope_scaling=scaling)
