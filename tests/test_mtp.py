@@ -132,7 +132,7 @@ def naive_depths(params, config, depths):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_deeper_chains_equal_the_naive_ones(layers):
-    config = MICRO.replace(num_nextn_predict_layers=layers)
+    config = MICRO.replace(num_nextn_predict_layers=1)
     params = random_params(config, 2)
     depths = chain(3, params, config)
     assert [depth.layer for depth in depths] == [k % layers for k in range(3)]
@@ -176,7 +176,7 @@ def test_own_embedding_and_head_are_used_where_the_layer_has_them():
     assert_close(chain(1, own)[0].normed[0], wanted, 1e-11)
     main = naive_mtp(hidden[:-1], IDS[1:], mtp, own.embed_tokens.weight, MICRO)
     assert_all_differ({"main embedding": main}, wanted)
-    cache = KVCache(MICRO, 1, T, np.float64, layers=2)
+    cache = KVCache(MICRO, 1, T, np.float64, layers=1)
     logits, normed = mtp_step(hidden[None, :-1], IDS[None, 1:], own, MICRO, cache)
     assert_close(normed[0], wanted, 1e-11)
     assert_close(logits[0], wanted @ mtp.shared_head.head.weight.T, 1e-11)
@@ -191,7 +191,7 @@ def test_steps_on_the_prompt_equal_the_chain(pieces):
     ids = random_state(3).randint(0, 61, (2, T))
     hidden, _ = transformer(ids, PARAMS, MICRO)
     wanted = chain(1, ids=ids)[0].normed
-    cache, start = KVCache(MICRO, 2, T, np.float64, layers=2), 0
+    cache, start = KVCache(MICRO, 2, T, np.float64, layers=1), 0
     for n in pieces:
         rows = slice(start, start + n)
         logits, normed = mtp_step(hidden[:, :-1][:, rows], ids[:, 1:][:, rows], PARAMS, MICRO, cache)
@@ -203,16 +203,26 @@ def test_steps_on_the_prompt_equal_the_chain(pieces):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_steps_at_depth_two_with_a_cache_of_their_own_equal_the_chain(layers):
-    config = MICRO.replace(num_nextn_predict_layers=layers)
+    config = MICRO.replace(num_nextn_predict_layers=1)
     params = random_params(config, 2)
     first, second = chain(2, params, config)
-    cache = KVCache(config, 1, T, np.float64, layers=layers)
-    _, normed = mtp_step(first.normed[:, :-1], IDS[None, 2:], params, config, cache, depth=2)
+    cache = KVCache(config, 1, T, np.float64, layers=1)
+    _, normed = mtp_step(first.normed[:, :-1], IDS[None, 2:], params, config, cache, number=layers - 1)
     assert_close(normed, second.normed)
 
 
+def test_a_padded_prompt_warms_the_cache():
+    """Left padding in the trunk is left padding here; the row before the first token pairs two paddings."""
+    segments = np.array([[-1, -1, 0, 0, 0, 0, 0, 0]])
+    hidden, saved = transformer(IDS[None], PARAMS, MICRO, segments=segments)
+    wanted = mtp_chain(hidden, IDS[None], saved.layout, PARAMS, MICRO, 1)[0]
+    cache = KVCache(MICRO, 1, T, np.float64, layers=1)
+    _, normed = mtp_step(hidden[:, :-1], IDS[None, 1:], PARAMS, MICRO, cache, segments=np.where(wanted.valid, 0, -1))
+    assert_close(normed[wanted.valid], wanted.normed[wanted.valid])
+
+
 def test_a_rejected_draft_is_forgotten():
-    cache = KVCache(MICRO, 1, T, np.float64, layers=2)
+    cache = KVCache(MICRO, 1, T, np.float64, layers=1)
     mtp_step(HIDDEN[:, :4], IDS[None, 1:5], PARAMS, MICRO, cache)
     mtp_step(HIDDEN[:, 4:5], np.array([[60]]), PARAMS, MICRO, cache)
     cache.truncate(4)
@@ -221,7 +231,7 @@ def test_a_rejected_draft_is_forgotten():
 
 
 def test_a_draft_without_the_prompt_in_its_cache_is_another_one():
-    cold = KVCache(MICRO, 1, T, np.float64, layers=2)
+    cold = KVCache(MICRO, 1, T, np.float64, layers=1)
     _, normed = mtp_step(HIDDEN[:, 6:7], IDS[None, 7:], PARAMS, MICRO, cold)
     assert_all_differ({"no warm-up": normed}, chain(1)[0].normed[:, 6:7])
 
@@ -254,7 +264,7 @@ def test_left_padded_rows_equal_unpadded_ones():
 def test_the_chain_keeps_the_dtype(dtype):
     params = random_params(MICRO, 0, dtype)
     assert {depth.normed.dtype for depth in chain(3, params)} == {np.dtype(dtype)}
-    cache = KVCache(MICRO, 1, T, dtype, layers=2)
+    cache = KVCache(MICRO, 1, T, dtype, layers=1)
     results = mtp_step(HIDDEN[:, :-1].astype(dtype), IDS[None, 1:], params, MICRO, cache)
     assert {a.dtype for a in results} == {np.dtype(dtype)}
 

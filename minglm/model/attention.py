@@ -69,9 +69,12 @@ def make_layout(
 
 
 def _last_segment(cache: KVCache | None, batch: int) -> Array:  # -> [B]
-    if cache is None or cache.length.max() == 0:
+    """The segment of each row's last token that is not padding; 0 where there is none."""
+    if cache is None:
         return np.zeros(batch, np.int64)
-    return cache.segments[np.arange(batch), np.maximum(cache.length - 1, 0)].clip(min=0)
+    held = np.where(np.arange(cache.capacity) < cache.length[:, None], cache.segments, -1)
+    last = cache.capacity - 1 - np.argmax(held[:, ::-1] >= 0, axis=1)
+    return held[np.arange(batch), last].clip(min=0)
 
 
 # -- the sub-layer -----------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ def loss_and_grads(
     targets, moved on by their depth. Gradients come as a record of the parameters' type. The selection biases'
     gradients are zero: they move by `router.update_bias`.
     """
+    mtp_weight, balance_weight = float(mtp_weight), float(balance_weight)  # a NumPy float64 would promote the total
     # 1. trunk, head, next-token loss
     hidden, saved = transformer(ids, params, config, None, positions, segments, ops=ops, save=True)
     logits = head(hidden, params, ops=ops)

@@ -161,21 +161,20 @@ def mtp_step(
     params: Params,
     config: Config,
     cache: KVCache,
-    depth: int = 1,
+    number: int = 0,
+    segments: Array | None = None,
     tap: Tap = no_tap,
     ops: ModuleType = numpy_ops,
 ) -> tuple[Array, Array]:  # [B, T, D], int [B, T] -> logits [B, T, V], [B, T, D]
-    """The draft step: continue `cache` (made with `layers=num_nextn_predict_layers`) by T rows.
+    """The draft step: MTP layer `number` continues its own `cache` (made with `layers=1`) by T rows.
 
     First the whole prompt, as `mtp_step(hidden[:, :-1], ids[:, 1:], …)`, so that drafts can look back at it; then one
-    row for each token. The second result goes back in as `hidden` to draft one token further.
+    row for each token. To draft one token further, the second result goes in again as `hidden`: to the next layer, or
+    to the same one where there is only one, as in GLM-4.5.
     """
-    number = (depth - 1) % len(params.mtp)
     mtp = in_compute_dtype(params.mtp[number], hidden.dtype)
-    layout = make_layout(next_ids.shape, config, hidden.dtype, cache)
-    normed, _ = mtp_layer(
-        hidden, next_ids, mtp, mtp_embedding_weight(params, mtp), config, layout, cache, number, tap, ops
-    )
+    layout = make_layout(next_ids.shape, config, hidden.dtype, cache, segments=segments)
+    table = mtp_embedding_weight(params, mtp)
+    normed, _ = mtp_layer(hidden, next_ids, mtp, table, config, layout, cache, 0, tap, ops)
     cache.advance(layout.segments)
-    weight = mtp_head_weight(params, mtp).astype(hidden.dtype, copy=False)
-    return ops.linear(normed, weight), normed
+    return ops.linear(normed, mtp_head_weight(params, mtp).astype(hidden.dtype, copy=False)), normed
