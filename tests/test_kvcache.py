@@ -220,3 +220,25 @@ def test_the_cache_has_the_dtype_and_the_sizes_it_was_asked_for():
     assert cache.batch == 3
     assert 2 * cache.k[:, 0, 0].nbytes == CONFIG.kv_bytes_per_token(4)
     assert "length=[0, 0, 0]" in repr(cache)
+
+
+def test_a_row_that_ends_in_padding_continues_its_own_document():
+    """Right padding that was not cut off: the next token belongs to the last real segment, not to a new one."""
+    cache = KVCache(MICRO, 2, 12, np.float64)
+    ids = random_state(8).randint(0, 61, (2, 6))
+    segments = np.array([[3, 3, 3, -1, -1], [3, 3, 3, 3, 3]])
+    transformer(ids[:, :5], PARAMS, MICRO, cache, segments=segments)
+    hidden, saved = transformer(ids[:, 5:], PARAMS, MICRO, cache)
+    assert saved.layout.segments.tolist() == [[3], [3]]
+    assert saved.layout.positions.tolist() == [[3], [5]]
+    alone, _ = transformer(ids[:1, [0, 1, 2, 5]], PARAMS, MICRO)
+    assert_close(hidden[0, 0], alone[0, -1])
+
+
+def test_truncate_takes_whole_numbers():
+    cache = KVCache(MICRO, 1, 4)
+    cache.advance(np.zeros((1, 3), np.int64))
+    with pytest.raises(ValueError, match="cannot truncate"):
+        cache.truncate(0.9)
+    cache.truncate(np.array([2]))
+    assert cache.length.tolist() == [2]

@@ -280,3 +280,11 @@ def test_a_fresh_model_starts_at_the_loss_of_guessing():
 def test_the_transformer_equals_the_naive_one_on_every_row():
     hidden, _ = transformer(IDS, PARAMS, MICRO)
     assert_close(hidden, np.stack([naive_hidden(row, PARAMS, MICRO) for row in IDS]), 1e-11)
+
+
+def test_numpy_weights_do_not_promote_the_loss():
+    ids = random_state(3).randint(0, MICRO.vocab_size, (1, 6))
+    loss, _ = loss_and_grads(
+        ids, shift_targets(ids), random_params(MICRO, 1, np.float32), MICRO, np.float64(0.3), np.float64(0.1)
+    )
+    assert {getattr(loss, part).dtype for part in ("total", "main", "mtp", "balance")} == {np.dtype(np.float32)}

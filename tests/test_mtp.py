@@ -132,7 +132,7 @@ def naive_depths(params, config, depths):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_deeper_chains_equal_the_naive_ones(layers):
-    config = MICRO.replace(num_nextn_predict_layers=1)
+    config = MICRO.replace(num_nextn_predict_layers=layers)
     params = random_params(config, 2)
     depths = chain(3, params, config)
     assert [depth.layer for depth in depths] == [k % layers for k in range(3)]
@@ -203,7 +203,7 @@ def test_steps_on_the_prompt_equal_the_chain(pieces):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_steps_at_depth_two_with_a_cache_of_their_own_equal_the_chain(layers):
-    config = MICRO.replace(num_nextn_predict_layers=1)
+    config = MICRO.replace(num_nextn_predict_layers=layers)
     params = random_params(config, 2)
     first, second = chain(2, params, config)
     cache = KVCache(config, 1, T, np.float64, layers=1)
