@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minglm.config import PRESETS, Config
-from minglm.model.params import build, is_norm, map_record
+from minglm.config import Config
+from minglm.model.params import map_record
+from tests import variants
 
-MICRO = PRESETS["micro"]
+MICRO = variants.MICRO
 
 
 def random_state(seed):
@@ -25,22 +26,8 @@ def random_state(seed):
 
 
 def random_params(config: Config, seed: int, dtype=np.float64, mtp_own_ends: bool = False):
-    """Weights with nothing at its default: norm weights 1 ± 0.4, biases (selection biases too) ± 0.3, matrices scaled
-    by 1/√in so that activations are of order 1. Drawn from RandomState, whose stream never changes."""
-    random = random_state(seed)
-
-    def make(name, shape):
-        if is_norm(name):
-            array = random.uniform(0.6, 1.4, shape)
-        elif name.endswith("bias"):
-            array = random.uniform(-0.3, 0.3, shape)
-        elif name.endswith("embed_tokens.weight") and not config.tie_word_embeddings:
-            array = random.standard_normal(shape)  # its rows are activations
-        else:
-            array = random.standard_normal(shape) / math.sqrt(shape[-1])
-        return array.astype(dtype)
-
-    return build(config, make, mtp_own_ends)
+    """`variants.random_params`, in float64 unless asked otherwise."""
+    return variants.random_params(config, seed, dtype, mtp_own_ends)
 
 
 # -- records as dictionaries -------------------------------------------------------------------------------------
