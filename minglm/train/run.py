@@ -96,9 +96,9 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     `files`: the user's own text instead of the standard library and the tasks. The tokenizer is learnt from both, so
     that a small text is enough; held-out numbers are only taken without `files`.
     """
+    own = load_text_files(files) if files else []
     say("reading the training text …")
     docs = list(documents())
-    own = load_text_files(files) if files else []
     if files:
         recipe = replace(recipe, weights={"text": 1.0})
     say(f"{len(own or docs)} documents, {sum(len(d.text.encode()) for d in own or docs) / 1e6:.1f} MB")
