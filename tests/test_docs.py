@@ -5,6 +5,7 @@ output: the same words and whole numbers, other numbers of the same size. Blocks
 (shown only). A ```console block with `(Pdb)` prompts is a debugger session on the page's `walk.py`, and is typed in.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_debugger_session(tmp_path):
         text=True,
         encoding="utf-8",
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "PATH": ""},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HOME": str(tmp_path)},  # no .pdbrc
         timeout=60,
     )
     shown = [line for line in lines[1:] if not line.startswith(("(Pdb)", ">", "Breakpoint", "--Return--"))]
