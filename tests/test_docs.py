@@ -1,0 +1,158 @@
+"""The pages of docs/ keep their word: code runs and prints what stands there, links lead somewhere, nothing is missing.
+
+Every ```python block of a page is executed, in order, in one namespace per page. A ```text block right under it is its
+output: the same words and whole numbers, other numbers of the same size. Blocks that cannot run everywhere are ```py
+(shown only). A ```console block with `(Pdb)` prompts is a debugger session on the page's `walk.py`, and is typed in.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from threadpoolctl import threadpool_limits
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in [*DOCS.glob("*.md"), *DOCS.glob("derivations/*.md")] if p.name not in ("taps.md", "LOG.md"))
+NOT_YET = ("docs/taps.md", "docs/LOG.md", "docs/decisions")  # written elsewhere; a link to them may come first
+NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?")
+
+
+class Block(NamedTuple):
+    language: str
+    line: int  # of its first line of text, from 1
+    text: str
+    is_next: bool  # nothing but blank lines between the block before and this one
+
+
+def page_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path) -> list[Block]:
+    found: list[Block] = []
+    language, start, gap = None, 0, True
+    lines = page.read_text("utf-8").split("\n")
+    for number, line in enumerate(lines):
+        if language is None and line.startswith("```"):
+            language, start = line[3:].strip(), number + 1
+        elif line.startswith("```"):
+            found.append(Block(str(language), start + 1, "\n".join(lines[start:number]) + "\n", not gap))
+            language, gap = None, False
+        elif language is None and line.strip():
+            gap = True
+    assert language is None, f"{page_name(page)}: the block opened at line {start} is never closed"
+    return found
+
+
+def differs(printed: str, wanted: str) -> str | None:
+    """What differs but for white space; numbers with a point or exponent may be off by a factor of 5: rounding."""
+    words = [NUMBER.sub("#", text).split() for text in (printed, wanted)]
+    if words[0] != words[1]:
+        return f"printed {printed!r}"
+    for found, given in zip(*([m[0] for m in NUMBER.finditer(text)] for text in (printed, wanted)), strict=True):
+        rounded = "." in given or "e" in given
+        if found != given and not (rounded and abs(float(given)) / 5 <= abs(float(found)) <= abs(float(given)) * 5):
+            return f"printed {found} for {given}"
+    return None
+
+
+def run_python(page: Path, block: Block, namespace: dict, capsys: pytest.CaptureFixture) -> str:
+    """Run a block so that an error's traceback points at the line of the page. Returns what it printed."""
+    capsys.readouterr()
+    exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_code_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "page"}
+    printed = None
+    with threadpool_limits(1):
+        for block in blocks(page):
+            if block.language == "python":
+                printed = run_python(page, block, namespace, capsys)
+            elif block.language == "text" and block.is_next and printed is not None:
+                assert differs(printed, block.text) is None, f"{page_name(page)}:{block.line}"
+                printed = None
+            else:
+                printed = None
+
+
+def test_debugger_session(tmp_path):
+    """The commands of docs/debugging.md, typed into pdb, show the values that the page shows."""
+    session = next(b for b in blocks(DOCS / "debugging.md") if "(Pdb)" in b.text)
+    script = next(b for b in blocks(DOCS / "debugging.md") if "walk.py" in b.text and b.language == "python")
+    (tmp_path / "walk.py").write_text(script.text, "utf-8")
+    lines = session.text.splitlines()
+    commands = [line.removeprefix("(Pdb) ") for line in lines if line.startswith("(Pdb) ")]
+    run = subprocess.run(
+        [sys.executable, "-m", "pdb", "walk.py"],
+        input="\n".join(commands) + "\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "HOME": str(tmp_path)},  # no .pdbrc
+        timeout=60,
+    )
+    shown = [line for line in lines[1:] if not line.startswith(("(Pdb)", ">", "Breakpoint", "--Return--"))]
+    assert len(shown) > 8
+    seen = run.stdout.replace("(Pdb) ", "").splitlines()
+    for line in shown:
+        assert any(differs(found, line) is None for found in seen), f"{line!r} not in:\n{run.stdout}"
+
+
+# -- links -------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_relative_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        goal = (page.parent / path).resolve() if path else page
+        if not goal.exists():
+            assert page_name_of(goal).startswith(NOT_YET), f"{page_name(page)}: {target} leads nowhere"
+        elif anchor and goal.suffix == ".md":
+            assert anchor in anchors(goal), f"{page_name(page)}: no heading {anchor!r} in {goal.name}"
+
+
+def page_name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+
+
+# -- completeness ------------------------------------------------------------------------------------------------
+
+
+def test_every_file_and_backward_of_the_book_has_a_derivation():
+    text = "".join(page.read_text("utf-8") for page in DOCS.glob("derivations/*.md"))
+    files = [p for p in (ROOT / "minglm" / "model").glob("*.py") if p.name != "__init__.py"]
+    assert [p.name for p in files if p.name not in text] == []
+    backwards = {name for p in files for name in re.findall(r"^def (\w+_bwd)\b", p.read_text("utf-8"), re.M)}
+    assert len(backwards) > 15
+    assert sorted(name for name in backwards if f"`{name}`" not in text) == []
+
+
+def test_pages_are_short_and_listed():
+    index = (DOCS / "index.md").read_text("utf-8")
+    for page in PAGES:
+        assert len(page.read_text("utf-8").splitlines()) <= 165, page_name(page)
+        if page.parent == DOCS and page.name != "index.md":
+            assert f"({page.name})" in index, page_name(page)
+    listing = (DOCS / "derivations" / "README.md").read_text("utf-8")
+    unlisted = [p.name for p in DOCS.glob("derivations/*.md") if f"({p.name})" not in listing]
+    assert unlisted == ["README.md"]
