@@ -146,7 +146,7 @@ def test_any_routing_equals_the_naive_sum_and_the_order_of_picks_is_free(tokens,
 def test_no_token_gives_no_answer():
     y, history = routed_experts(X[:0], Routing(INDICES[:0], WEIGHTS[:0]), EXPERTS)
     assert (y.shape, history) == ((0, D), [])
-    dx, dweights, _ = routed_experts_bwd(y, X[:0], history, Routing(INDICES[:0], WEIGHTS[:0]), EXPERTS)
+    dx, dweights, _ = routed_experts_bwd(y, history, Routing(INDICES[:0], WEIGHTS[:0]), EXPERTS)
     assert (dx.shape, dweights.shape) == ((0, D), (0, K))
 
 
@@ -216,7 +216,7 @@ def test_routed_experts_backward_equals_central_differences():
     def backward(dy, x, weights, **matrices):
         history = run(x, weights, **matrices)[1]
         routing = Routing(INDICES, weights)
-        dx, dweights, dparams = routed_experts_bwd(dy, x, history, routing, refilled(EXPERTS, matrices))
+        dx, dweights, dparams = routed_experts_bwd(dy, history, routing, refilled(EXPERTS, matrices))
         return {"x": dx, "weights": dweights, **flat(dparams)}
 
     inputs = {"x": X, "weights": WEIGHTS, **flat(EXPERTS)}
@@ -269,7 +269,7 @@ def test_moe_and_its_gradients_keep_the_dtype_and_its_inputs(dtype):
         array.flags.writeable = False
     y, saved = moe(x, params, CONFIG)
     routing, history = saved.router.routing, saved.history
-    dx_routed, dweights, _ = routed_experts_bwd(y[0], x[0], history, routing, params.experts)
+    dx_routed, dweights, _ = routed_experts_bwd(y[0], history, routing, params.experts)
     assert {dx_routed.dtype, dweights.dtype} == {np.dtype(dtype)}
     dx, dparams = moe_bwd(y, saved, params, CONFIG, np.ones((N, E), dtype))
     assert {a.dtype for a in (y, dx, *flat(dparams).values())} == {np.dtype(dtype)}

@@ -473,7 +473,7 @@ def test_routed_experts_mutations_are_caught():
         return routed_experts(x, Routing(indices, w), params)
 
     def call(function, dy, saved, params, x, w):
-        dx, dw, dparams = function(dy, x, saved, Routing(indices, w), params)
+        dx, dw, dparams = function(dy, saved, Routing(indices, w), params)
         return {"x": dx, "w": dw, **flat(dparams)}
 
     mutations = [

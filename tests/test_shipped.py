@@ -112,20 +112,10 @@ def test_a_wheel_brings_its_weights(tmp_path):
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(root)]
     subprocess.run(build, check=True)
     wheel = next(tmp_path.glob("*.whl"))
-    target = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--target",
-        str(tmp_path / "site"),
-        str(wheel),
-    ]
-    subprocess.run(target, check=True)
+    site = tmp_path / "site"
+    subprocess.run([*build[:3], "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True)
     script = "import minglm, sys; m = minglm.load('glm-nano'); print(minglm.__file__, m.generate('17+25=', 3).text)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
     )

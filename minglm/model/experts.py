@@ -79,7 +79,7 @@ def routed_experts(
 
 
 def routed_experts_bwd(
-    dy: Array, x: Array, history: list[Visit], routing: Routing, params: Experts, ops: ModuleType = numpy_ops
+    dy: Array, history: list[Visit], routing: Routing, params: Experts, ops: ModuleType = numpy_ops
 ) -> tuple[Array, Array, Experts]:
     """Returns dx [N, D], dweights [N, K] and the experts' gradients (zero for an expert that nobody picked)."""
     dx = np.zeros_like(dy)
@@ -135,7 +135,7 @@ def moe_bwd(
     """
     x, saved_router, history, saved_shared = saved
     drows = dout.reshape(x.shape)
-    dx, dweights, dexperts = routed_experts_bwd(drows, x, history, saved_router.routing, params.experts, ops)
+    dx, dweights, dexperts = routed_experts_bwd(drows, history, saved_router.routing, params.experts, ops)
     dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores)
     dx, dshared = dx + dx_router, None
     if params.shared_experts is not None:

@@ -65,7 +65,8 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:  # [.., D] -> [.., D
 def rms_norm_bwd(dy: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
     """With n = x/r and g = dy · w:  dx = (g − n · mean(g · n)) / r,  dw = Σ dy · n.
 
-    The second term is there because r depends on x: doubling a row leaves y unchanged, so dx is orthogonal to x.
+    The second term is there because r depends on x: doubling a row leaves y unchanged (up to eps), so dx is
+    orthogonal to x.
     """
     inverse_rms = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
     normalised = x * inverse_rms

@@ -56,7 +56,7 @@ def router_bwd(
 ) -> tuple[Array, Router]:
     """The choice is piecewise constant, so gradients flow only through the weights of the experts that were picked.
 
-    With w = c · p / Σp:  dp = c / Σp · (dw − Σ dw·p / Σp): raising all K scores together changes nothing.
+    With w = c · p / Σp:  dp = c / Σp · (dw − Σ dw·p / Σp): scaling all K scores together changes nothing.
     `dscores` [N, E] is added at the scores: the gradient of the balance loss.
     """
     x, scores, routing = saved

@@ -134,7 +134,7 @@ def train(
 
     run.mkdir(parents=True, exist_ok=True)
     _same_recipe(run, recipe)
-    state = newest_state(run, recipe) or start(model, recipe)
+    state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
     last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
     with (
         threadpool_limits(recipe.threads),
@@ -198,7 +198,7 @@ def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     return final
 
 
-def newest_state(run: Path, recipe: Recipe) -> State | None:
+def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | None:
     """The state in the newest checkpoint, or None if there is none yet."""
     from safetensors.numpy import load_file
 
@@ -206,7 +206,7 @@ def newest_state(run: Path, recipe: Recipe) -> State | None:
     if folder is None:
         return None
     about = json.loads((folder / "state.json").read_text("utf-8"))
-    _, params = load_checkpoint(folder, "float32")
+    _, params = load_checkpoint(folder, dtype)
     arrays = load_file(folder / "optimiser.safetensors")
     first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
     second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)

@@ -61,7 +61,7 @@ class AdamW(NamedTuple):
 
 def global_norm(grads: Params) -> float:
     """√(Σ g²) over all parameters, summed in float64."""
-    return float(np.sqrt(sum(float(np.vdot(g, g)) for _, g in walk_stacked(grads))))
+    return float(np.sqrt(sum(np.sum(g * g, dtype=np.float64) for _, g in walk_stacked(grads))))
 
 
 def clip(grads: Params, norm: float, most: float) -> Params:
