@@ -26,7 +26,7 @@ from minglm.train.recipe import RECIPES, Recipe
 from minglm.train.schedule import warmup_cosine
 from tests.variants import MICRO, random_params
 
-RECIPE = Recipe("micro", 12, 2, 9, {}, warmup=3, threads=1, log_every=1, eval_every=5, save_every=4, bias_rate=0.05)
+RECIPE = Recipe("micro", 12, 2, 9, {}, warmup=3, workers=1, log_every=1, eval_every=5, save_every=4, bias_rate=0.05)
 
 
 class Batches:
@@ -252,6 +252,6 @@ def test_recipes_round_trip_and_refuse_nonsense():
     assert Recipe.from_json(recipe.to_json()) == recipe
     with pytest.raises(ValueError, match="unknown lr"):
         Recipe.from_json(recipe.to_json().replace('"seed"', '"lr"'))
-    for change in ({"steps": 0}, {"learning_rate": 0.0}, {"sequence_length": 1}, {"threads": 0}):
+    for change in ({"steps": 0}, {"learning_rate": 0.0}, {"sequence_length": 1}, {"workers": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             replace(recipe, **change)

@@ -164,7 +164,7 @@ def softmax(x: Array) -> Array:
 
 def softmax_bwd(dy: Array, y: Array) -> Array:
     """dx = y · (dy − Σ dy · y), from the output y. Each row of dx sums to zero."""
-    return y * (dy - np.sum(dy * y, axis=-1, keepdims=True))
+    return y * (dy - np.vecdot(dy, y)[..., None])
 
 
 class AttendSaved(NamedTuple):
@@ -182,12 +182,12 @@ def attend(
     """softmax(q kᵀ / √d) v over the visible keys. Query head h reads key/value head h // R."""
     B, T, H, d = q.shape
     S = k.shape[1]
-    q_heads, k_heads, v_heads = _by_group(q, k, v)
-    scores = q_heads @ k_heads.swapaxes(-1, -2) * d**-0.5  # [B, G, R, T, d] · [B, G, 1, d, S] -> [B, G, R, T, S]
-    masked = np.where(visible[:, None, None], scores, -np.inf)
-    masked = tap("scores", masked.reshape(B, H, T, S))
-    probs = tap("probs", softmax(masked))
-    mixed = probs.reshape(scores.shape) @ v_heads  # -> [B, G, R, T, d]
+    q_heads, k_heads, v_heads = _by_group(q * d**-0.5, k, v)  # scaled here, where the array is small
+    products = q_heads @ k_heads.swapaxes(-1, -2)  # [B, G, R, T, d] · [B, G, 1, d, S] -> [B, G, R, T, S]
+    np.copyto(products, -np.inf, where=~visible[:, None, None])
+    scores = tap("scores", products.reshape(B, H, T, S))
+    probs = tap("probs", softmax(scores))
+    mixed = probs.reshape(products.shape) @ v_heads  # -> [B, G, R, T, d]
     return _merge_heads(mixed), AttendSaved(q, k, v, probs)
 
 
@@ -197,14 +197,14 @@ def attend_bwd(dy: Array, saved: AttendSaved) -> tuple[Array, Array, Array]:
     The mask needs no second look: where a key is hidden its probability is 0, and so is dS.
     """
     q, k, v, probs = saved
-    d = q.shape[-1]
-    q_heads, k_heads, v_heads = _by_group(q, k, v)
+    scale = q.shape[-1] ** -0.5
+    q_heads, k_heads, v_heads = _by_group(q * scale, k, v)
     dmixed, _, _ = _by_group(dy, k, v)
     grouped = probs.reshape(*q_heads.shape[:-1], k.shape[1])  # -> [B, G, R, T, S]
 
     dprobs = dmixed @ v_heads.swapaxes(-1, -2)  # -> [B, G, R, T, S]
-    dscores = softmax_bwd(dprobs, grouped) * d**-0.5
-    dq = dscores @ k_heads  # -> [B, G, R, T, d]
+    dscores = softmax_bwd(dprobs, grouped)
+    dq = dscores @ k_heads * scale  # -> [B, G, R, T, d]
     dk = (dscores.swapaxes(-1, -2) @ q_heads).sum(axis=2)  # R query heads share a key: -> [B, G, S, d]
     dv = (grouped.swapaxes(-1, -2) @ dmixed).sum(axis=2)
     return _merge_heads(dq), dk.swapaxes(1, 2), dv.swapaxes(1, 2)

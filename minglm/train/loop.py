@@ -10,16 +10,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from minglm.api import Model
+from minglm.config import Config
 from minglm.data.batches import Batch
 from minglm.formats.checkpoint import load_checkpoint
 from minglm.model.loss import Loss, loss_and_grads
-from minglm.model.params import Params, map_arrays
+from minglm.model.ops import Array
+from minglm.model.params import Params, map_arrays, walk_stacked
 from minglm.model.router import update_bias
 from minglm.train.optim import AdamW, clip, global_norm
 from minglm.train.recipe import Recipe
@@ -73,21 +76,38 @@ def start(model: Model, recipe: Recipe) -> State:
 def train_step(state: State, batch: Batch, model: Model, recipe: Recipe) -> tuple[State, Metrics]:
     """Loss, gradients, clipping, AdamW, and the routers' biases. Raises DivergedError and leaves `state` as it was."""
     rate = warmup_cosine(state.step, recipe.steps, recipe.warmup, recipe.learning_rate, recipe.final_rate)
-    loss, grads = loss_and_grads(
-        batch.ids,
-        batch.targets,
-        state.params,
-        model.config,
-        recipe.mtp_weight,
-        recipe.balance_weight,
-        segments=batch.segments,
-    )
+    loss, grads = shared_loss_and_grads(batch, state.params, model.config, recipe)
     norm = global_norm(grads)
     if not np.isfinite([float(loss.total), norm]).all():
         raise DivergedError(f"step {state.step}: loss {float(loss.total)}, gradient norm {norm}")
     params, optimiser = state.optimiser.update(state.params, clip(grads, norm, recipe.clip_norm), rate)
     params = _balanced(params, loss.load, recipe.bias_rate)
     return State(params, optimiser, state.step + 1), _metrics(state.step, loss, norm, rate)
+
+
+def shared_loss_and_grads(batch: Batch, params: Params, config: Config, recipe: Recipe) -> tuple[Loss, Params]:
+    """The mean of the workers' losses and gradients, each worker with its share of the rows; their loads add up.
+
+    NumPy lets other threads run while it computes, so this uses the cores that element-wise operations leave idle. The
+    result depends on the number of workers, not on the number of cores.
+    """
+    count = min(recipe.workers, len(batch.ids))
+    parts = [Batch(*(array[worker::count] for array in batch)) for worker in range(count)]
+
+    def work(part: Batch) -> tuple[Loss, Params]:
+        weights = recipe.mtp_weight, recipe.balance_weight
+        return loss_and_grads(part.ids, part.targets, params, config, *weights, segments=part.segments)
+
+    with ThreadPoolExecutor(count) as pool:
+        losses, grads = zip(*pool.map(work, parts), strict=True)
+    total, main, mtp, balance = (sum(values) / count for values in zip(*(loss[:4] for loss in losses), strict=True))
+    load = {layer: np.sum([loss.load[layer] for loss in losses], axis=0) for layer in losses[0].load}
+    named = [dict(walk_stacked(g)) for g in grads]
+
+    def mean(name: str, parameter: Array) -> Array:
+        return np.sum([g[name] for g in named], axis=0, dtype=parameter.dtype) / count
+
+    return Loss(total, main, mtp, balance, load), map_arrays(mean, params)
 
 
 def _balanced(params: Params, load: dict[int, np.ndarray], rate: float) -> Params:
@@ -137,7 +157,7 @@ def train(
     state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
     last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
     with (
-        threadpool_limits(recipe.threads),
+        threadpool_limits(1),  # the workers are the threads; so sums do not depend on the machine's cores
         _Log(run, state.step) as log,
         _Progress(state.step, recipe, progress) as bar,
     ):
@@ -189,7 +209,7 @@ def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save(unfinished, dtype=model.compute_dtype)
     save_file(dict(state.optimiser.walk()), unfinished / "optimiser.safetensors")
-    about = {"step": state.step, "threads": recipe.threads, "numpy": np.__version__}
+    about = {"step": state.step, "workers": recipe.workers, "numpy": np.__version__}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(unfinished, final)

@@ -23,13 +23,13 @@ class Recipe:
     balance_weight: float = 1e-4
     bias_rate: float = 1e-3  # step of the selection bias
     seed: int = 0
-    threads: int = 2  # of the matrix library; sums differ in their last bits with another count
+    workers: int = 2  # the rows of a batch are shared among so many threads; their mean gradient is used
     log_every: int = 10
     eval_every: int = 250
     save_every: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "sequence_length", "threads", "log_every", "eval_every", "save_every"):
+        for name in ("steps", "batch_size", "sequence_length", "workers", "log_every", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"recipe: {name} = {getattr(self, name)} must be 1 or more")
         for name in ("learning_rate", "clip_norm"):
@@ -55,7 +55,7 @@ class Recipe:
 RECIPES = {
     "glm-nano": Recipe(
         preset="glm-nano",
-        steps=3000,
+        steps=3600,
         batch_size=16,
         sequence_length=256,
         weights={
