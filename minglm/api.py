@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from minglm.generate.loop import Result, Step
     from minglm.look.trace import Trace
     from minglm.text.chat import ChatTemplate
-    from minglm.text.tokenizer import Tokenizer
+    from minglm.text.tokenizer import StreamDecoder, Tokenizer
 
 UserTap = Callable[[str, Array], Array | None]
 
@@ -171,12 +171,7 @@ class Model:
         """The text of `generate`, piece by piece as it comes; same options. Needs a tokenizer."""
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer, so there is no text to stream; use generate with ids")
-        decoder = self.tokenizer.stream()
-        for step in self.steps(self._prompt_ids(prompt), max_new_tokens, **options):
-            if step.stop_reason != "end token" and (piece := decoder.feed(step.id)):
-                yield piece
-        if piece := decoder.finish():
-            yield piece
+        return _pieces(self.tokenizer.stream(), self.steps(prompt, max_new_tokens, **options))
 
     def steps(
         self,
@@ -347,6 +342,15 @@ def find(name: str | Path) -> Path:
             return weights / str(name)
     shipped = sorted({p.parent.name for w in (here, here.parent) for p in (w / "weights").glob("*/config.json")})
     raise ValueError(f"{name}: no such folder, and no shipped checkpoint of that name ({', '.join(shipped) or 'none'})")
+
+
+def _pieces(decoder: "StreamDecoder", steps: "Iterator[Step]") -> Iterator[str]:
+    """The steps' tokens as text, in whole characters."""
+    for step in steps:
+        if step.stop_reason != "end token" and (piece := decoder.feed(step.id)):
+            yield piece
+    if piece := decoder.finish():
+        yield piece
 
 
 def _as_array(ids: Any) -> Array:

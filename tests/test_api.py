@@ -11,25 +11,13 @@ import pytest
 import minglm
 from minglm import api
 from minglm.api import Model
-from minglm.config import PRESETS, Config
-from minglm.model.params import Params, build, is_norm, map_arrays, walk, walk_stacked
+from minglm.config import PRESETS
+from minglm.model.params import map_arrays, walk, walk_stacked
 from minglm.model.transformer import head, transformer
+from tests.variants import random_params
 
 MICRO = PRESETS["micro"]
 IDS = np.random.RandomState(9).randint(0, 61, (2, 7))
-
-
-def random_params(config: Config = MICRO, seed: int = 0, dtype: type = np.float32) -> Params:
-    """Weights with nothing at its default: norms about one, biases about zero."""
-    rng = np.random.RandomState(seed)
-
-    def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if is_norm(name):
-            return (1 + 0.4 * rng.uniform(-1, 1, shape)).astype(dtype)
-        scale = 0.3 if name.endswith("bias") else shape[-1] ** -0.5
-        return (scale * rng.uniform(-1, 1, shape)).astype(dtype)
-
-    return build(config, make)
 
 
 @pytest.fixture(scope="module")

@@ -21,28 +21,16 @@ from safetensors.numpy import load_file, save_file
 from minglm.config import PRESETS, Config
 from minglm.formats import checkpoint
 from minglm.formats.checkpoint import DTYPES, as_dtype, load_checkpoint, save_checkpoint, stored_dtype
-from minglm.model.params import Params, build, is_norm, map_arrays, walk
+from minglm.model.params import Params, map_arrays, walk
 from minglm.model.router import router
 from minglm.model.transformer import transformer
+from tests.variants import random_params
 
 MICRO = PRESETS["micro"]
 OTHER = MICRO.replace(hidden_size=24, num_nextn_predict_layers=1)  # fits none of MICRO's weights
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD = 120_000  # bytes: micro in float32 becomes two shards
-
-
-def random_params(config: Config = MICRO, seed: int = 0, own_ends: bool = False) -> Params:
-    """float32 weights with nothing at its default: norms about one, biases about zero."""
-    rng = np.random.RandomState(seed)
-
-    def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if is_norm(name):
-            return (1 + 0.4 * rng.uniform(-1, 1, shape)).astype(np.float32)
-        scale = 0.3 if name.endswith("bias") else shape[-1] ** -0.5
-        return (scale * rng.uniform(-1, 1, shape)).astype(np.float32)
-
-    return build(config, make, own_ends)
 
 
 def assert_same(a: Params, b: Params) -> None:
@@ -72,7 +60,7 @@ def rewrite(folder: Path, change) -> None:
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("shard", [10**9, SHARD // 2])
 def test_save_and_load_give_the_same_bits(tmp_path, dtype: str, shard: int) -> None:
-    params = map_arrays(lambda n, a: a.astype(stored_dtype(n, as_dtype(dtype))), random_params(own_ends=True))
+    params = map_arrays(lambda n, a: a.astype(stored_dtype(n, as_dtype(dtype))), random_params(mtp_own_ends=True))
     save_checkpoint(tmp_path / "a" / "b", MICRO, params, dtype, shard)
     config, again = load_checkpoint(tmp_path / "a" / "b", dtype)
     assert_same(params, again)
@@ -216,7 +204,7 @@ def test_why_views_are_copied(tmp_path) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_mtp_with_its_own_embedding_and_head(tmp_path, layers: int) -> None:
     config = MICRO.replace(num_nextn_predict_layers=layers)
-    params = random_params(config, own_ends=True)
+    params = random_params(config, mtp_own_ends=True)
     save_checkpoint(tmp_path, config, params)
     again = load_checkpoint(tmp_path)[1]
     assert_same(params, again)

@@ -7,24 +7,11 @@ import pytest
 
 from minglm.api import Model
 from minglm.config import PRESETS, Config
-from minglm.model.params import Params, build, is_norm, map_arrays
+from minglm.model.params import Params, map_arrays
+from tests.variants import random_params
 
 MICRO = PRESETS["micro"].replace(eos_token_id=())
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
-
-
-def random_params(config: Config = MICRO, seed: int = 0, dtype: type = np.float32) -> Params:
-    """Weights with nothing at its default: norms about one, biases about zero; a head that makes clear choices."""
-    rng = np.random.RandomState(seed)
-
-    def make(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if is_norm(name):
-            return (1 + 0.4 * rng.uniform(-1, 1, shape)).astype(dtype)
-        if name.endswith("bias"):
-            return (0.3 * rng.uniform(-1, 1, shape)).astype(dtype)
-        return (rng.standard_normal(shape) * shape[-1] ** -0.5).astype(dtype)
-
-    return build(config, make)
 
 
 def model_of(config: Config = MICRO, seed: int = 0, dtype: type = np.float32, tokenizer: object = None) -> Model:
@@ -334,3 +321,9 @@ def _arrays(params: Params) -> list[np.ndarray]:
     found: list[np.ndarray] = []
     map_arrays(lambda n, a: (found.append(a), a)[1], params)
     return found
+
+
+def test_stream_checks_before_the_first_piece_is_asked_for():
+    model = Model(MICRO, random_params(MICRO, 1), FakeTokenizer(50))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="context of"):
+        model.stream([1, 2, 3], MICRO.max_position_embeddings)

@@ -49,7 +49,9 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def random_params(config: Config, seed: int, dtype: type = np.float32, mtp_own_ends: bool = False) -> Params:
+def random_params(
+    config: Config = MICRO, seed: int = 0, dtype: type = np.float32, mtp_own_ends: bool = False
+) -> Params:
     """Weights of order one everywhere: matrices 1/√in, norm weights around 1, biases and selection biases around 0.
 
     From RandomState, whose stream NumPy promises never to change: the committed oracles depend on it.

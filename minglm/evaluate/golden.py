@@ -16,7 +16,7 @@ class Golden(NamedTuple):
     ids: list[int]
 
 
-def golden(model: "Model", prompt: str, max_new_tokens: int = 24) -> Golden | None:
+def golden(model: "Model", prompt: str, max_new_tokens: int = 16) -> Golden | None:
     """The greedy continuation of a prompt, or None if any choice on the way has a margin below `LEAST_MARGIN`."""
     margins: list[float] = []
 

@@ -259,6 +259,7 @@ def _write(path: Path, tensors: dict[str, Array]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{path.parent}: the weights could not be written, what was there still is: {error}") from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets nobody but the owner read its files
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

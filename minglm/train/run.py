@@ -121,7 +121,8 @@ def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool
         say(f"saved {folder}")
         return
     golden = golden_texts(shipped)
-    (folder / "golden.json").write_text(json.dumps([g._asdict() for g in golden], indent=1) + "\n", "utf-8")
+    lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
+    (folder / "golden.json").write_text(f"[\n{lines}\n]\n", "utf-8")
     say("measuring …")
     rows = report(shipped, items=802)
     (folder / "README.md").write_text(card(shipped, recipe, folder, rows, golden), "utf-8")
