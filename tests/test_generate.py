@@ -136,13 +136,14 @@ def test_the_filters_reach_the_draw(model: Model) -> None:
 def test_any_of_several_end_tokens_stops(model: Model) -> None:
     """llama.cpp #14939 honoured one of GLM-4.5's three and ran on through <|user|>."""
     free = model.generate(PROMPT, 12).ids
+    unused, unused_too = [i for i in range(MICRO.vocab_size) if i not in free][:2]
     for place in (0, 2, 5):
         end = free[place]
         first = free.index(end)
-        for ends in ([end], [60, end, 59], (end,)):
+        for ends in ([end], [unused, end, unused_too], (end,)):
             stopped = model.generate(PROMPT, 12, end_ids=ends)
             assert (stopped.ids, stopped.stop_reason) == (free[: first + 1], "end token")
-        by_config = Model(MICRO.replace(eos_token_id=(60, end)), model.params)
+        by_config = Model(MICRO.replace(eos_token_id=(unused, end)), model.params)
         assert by_config.generate(PROMPT, 12).ids == free[: first + 1]
         assert by_config.generate(PROMPT, 12, end_ids=[]).ids == free
 
