@@ -72,8 +72,7 @@ def test_render_drops_thinking_before_the_last_user_turn(answer):
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [said("Hello", reasoning_content=" because\n"), said("<think>\nbecause\n</think>\n\nHello")],
+    "answer", [said("Hello", reasoning_content=" because\n"), said("<think>\nbecause\n</think>\n\nHello")]
 )
 def test_render_keeps_thinking_after_the_last_user_turn(answer):
     expected = "[gMASK]<sop><|user|>\nHi<|assistant|>\n<think>because</think>\nHello"
@@ -471,16 +470,7 @@ def test_long_broken_answers_are_read_in_time(piece):
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=12)
-TAGS_IN_VALUES = [
-    "<think>",
-    "</think>",
-    "<tool_call>",
-    "</tool_call>",
-    "<arg_key>",
-    "</arg_key>",
-    "</arg_value>.",
-    "<",
-]
+TAGS_IN_VALUES = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "</arg_value>.", "<"]
 STRINGS = st.lists(st.one_of(WORDS, st.sampled_from(TAGS_IN_VALUES)), max_size=5).map("".join)
 SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), STRINGS)
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner, max_size=3))
@@ -493,11 +483,7 @@ def schema_of(value):
 
 
 @quick
-@given(
-    st.lists(st.tuples(NAMES, ARGUMENTS), max_size=3, unique_by=lambda call: call[0]),
-    WORDS,
-    WORDS,
-)
+@given(st.lists(st.tuples(NAMES, ARGUMENTS), max_size=3, unique_by=lambda call: call[0]), WORDS, WORDS)
 def test_rendered_answer_parses_back(calls, thinking, content):
     tools = [tool(name, **{key: schema_of(value) for key, value in args.items()}) for name, args in calls]
     message = said(content, reasoning_content=thinking, tool_calls=[called(*call) for call in calls])

@@ -126,6 +126,8 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     model = train_recipe(recipe, tmp_path / "run", [text], said.append)
     finish(model, recipe, tmp_path / "run", tmp_path / "out", own_data=True, say=said.append)
     assert minglm.load(tmp_path / "out").generate("to be", 3).ids
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    assert 0 < metrics[-1]["text_bits_per_byte"] < 12
     files = json.loads((tmp_path / "out" / "training_files.json").read_text("utf-8"))
     assert [f["domain"] for f in files] == ["text"]
     again = train_recipe(recipe, tmp_path / "run", [text], said.append)

@@ -141,12 +141,7 @@ def configs(draw: st.DrawFn) -> Config:
 
 @pytest.mark.parametrize(
     ("name", "values"),
-    [
-        ("GLM-4.5-Air", air()),
-        ("GLM-4.5", large(131072)),
-        ("GLM-4.6", large(202752)),
-        ("GLM-4.7", glm_47()),
-    ],
+    [("GLM-4.5-Air", air()), ("GLM-4.5", large(131072)), ("GLM-4.6", large(202752)), ("GLM-4.7", glm_47())],
 )
 def test_released_files_give_the_presets(name: str, values: dict) -> None:
     config = Config.from_dict(values)

@@ -11,11 +11,29 @@ from hypothesis import strategies as st
 
 from minglm.data import heldout as data
 from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, Mixture, TokenStream, stream_batches, windows
-from minglm.data.documents import compare_file_lists, corpus_files, docstrings, documents, file_list, load_text_files
+from minglm.data.documents import (
+    compare_file_lists,
+    corpus_files,
+    docstrings,
+    documents,
+    file_list,
+    hold_out_tails,
+    load_text_files,
+)
 from minglm.data.heldout import Document, heldout_documents, make_document
 from minglm.data.tasks import TASKS, Task, is_heldout
 
 END = 256  # after the bytes
+
+
+def test_tails_are_held_out_at_a_line():
+    text = "".join(f"line {i}\n" for i in range(100))
+    kept, held_out = hold_out_tails([make_document("text", "a", text), make_document("text", "b", "one line")])
+    assert [d.text for d in kept] == [text[: len(kept[0].text)], "one line"]
+    assert [d.name for d in held_out] == ["a"]
+    assert kept[0].text + held_out[0].text == text
+    assert kept[0].text.endswith("\n")
+    assert 0.04 < len(held_out[0].text) / len(text) < 0.08
 
 
 def encode(text: str) -> list[int]:
@@ -202,11 +220,7 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes | None, m
 
 
 def test_corpus_ends_every_document() -> None:
-    docs = [
-        make_document("code", "a", "xy"),
-        make_document("prose", "b", "z"),
-        make_document("code", "c", "é"),
-    ]
+    docs = [make_document("code", "a", "xy"), make_document("prose", "b", "z"), make_document("code", "c", "é")]
     streams = Corpus.build(docs, encode, END).streams
     assert streams["code"].tokens.tolist() == [*b"xy", END, *"é".encode(), END]
     assert streams["code"].starts.tolist() == [0, 3]
@@ -262,14 +276,7 @@ DOCUMENTS = [
     *(make_document("prose", f"{i}.txt", f"Some words about {i}.\n" * 5) for i in range(20)),
 ]
 CORPUS = Corpus.build(DOCUMENTS, encode, END)
-WEIGHTS = {
-    "code": 0.4,
-    "prose": 0.25,
-    "addition": 0.2,
-    "subtraction": 0.05,
-    "reversal": 0.05,
-    "number_words": 0.05,
-}
+WEIGHTS = {"code": 0.4, "prose": 0.25, "addition": 0.2, "subtraction": 0.05, "reversal": 0.05, "number_words": 0.05}
 
 
 def mixture(

@@ -266,11 +266,7 @@ OPERATIONS = {
         lambda *a: ops.attend(*a, VISIBLE)[0],
         lambda dy, *a: ops.attend_bwd(dy, ops.attend(*a, VISIBLE)[1]),
     ),
-    "embed": (
-        [normal(6, 4)],
-        lambda w: ops.embed(IDS, w),
-        lambda dy, w: (ops.embed_bwd(dy, IDS, w),),
-    ),
+    "embed": ([normal(6, 4)], lambda w: ops.embed(IDS, w), lambda dy, w: (ops.embed_bwd(dy, IDS, w),)),
     "cross_entropy": (
         [loss_logits()],
         lambda z: ops.cross_entropy(z, TARGETS)[0],

@@ -159,10 +159,7 @@ def test_properties(others: list[float], one: float, how: Sampling, u: float) ->
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.integers(0, 5), min_size=1, max_size=10).filter(any),
-    st.floats(0, 1, exclude_max=True),
-)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=10).filter(any), st.floats(0, 1, exclude_max=True))
 def test_draw_against_the_exact_cumulative_sum(weights: list[int], u: float) -> None:
     """Small whole numbers over a power of two add up without rounding: the token is the first whose sum passes u."""
     probs = np.array(weights, np.float64) / 64

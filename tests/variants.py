@@ -13,13 +13,7 @@ from minglm.config import PRESETS, Config
 from minglm.model.params import Params, build, is_norm
 
 MICRO = PRESETS["micro"]
-YARN = {
-    "rope_type": "yarn",
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "beta_fast": 4.0,
-    "beta_slow": 1.0,
-}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 1.0}
 
 
 class Variant(NamedTuple):

@@ -9,14 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minglm.data.heldout import (
-    HELDOUT_FOLDER,
-    Document,
-    FileRecord,
-    HeldoutLines,
-    heldout_documents,
-    make_document,
-)
+from minglm.data.heldout import HELDOUT_FOLDER, Document, FileRecord, HeldoutLines, heldout_documents, make_document
 
 # -- the standard library ----------------------------------------------------------------------------------------
 
@@ -29,11 +22,7 @@ SKIPPED_FILES = frozenset(
     # Tables, most of them generated: little to learn and much to memorise.
     "html/entities.py locale.py stringprep.py _opcode_metadata.py".split()
 )
-SKIPPED_PREFIXES = (
-    "_sysconfigdata",
-    "_sysconfig_vars",
-    "config-",
-)  # made by the build, different on every machine
+SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")  # made by the build, different on every machine
 
 
 def standard_library() -> Path:
@@ -163,6 +152,20 @@ def load_text_files(paths: Iterable[str | Path], domain: str = "text") -> list[D
     file that is missing, empty, binary or not UTF-8, and for a JSONL line that has no text.
     """
     return [document for path in paths for document in _load_text_file(Path(path), domain)]
+
+
+def hold_out_tails(documents: Iterable[Document], share: float = 0.05) -> tuple[list[Document], list[Document]]:
+    """Each document's text up to a line near its end for training, and the rest, about `share` of it, held out.
+
+    A document that is one line, or too short to spare any, is for training whole.
+    """
+    kept, held_out = [], []
+    for document in documents:
+        cut = document.text.rfind("\n", 0, int(len(document.text) * (1 - share))) + 1 or len(document.text)
+        kept.append(make_document(document.domain, document.name, document.text[:cut]))
+        if tail := document.text[cut:]:
+            held_out.append(make_document(document.domain, document.name, tail))
+    return kept, held_out
 
 
 def _load_text_file(path: Path, domain: str) -> list[Document]:

@@ -25,11 +25,7 @@ _FONT = 9  # points: the smallest text anywhere
 
 
 def plot_load(
-    indices: Array,
-    experts: int,
-    layers: Sequence[int] | None = None,
-    valid: Array | None = None,
-    name: str = "",
+    indices: Array, experts: int, layers: Sequence[int] | None = None, valid: Array | None = None, name: str = ""
 ) -> Figure:
     """Heat map, layer × expert, of each expert's picks relative to the fair share K·T/E.
 

@@ -34,12 +34,5 @@ from minglm.model.ops import (
 )
 from minglm.model.params import Params, build, init_params, map_arrays, walk, walk_stacked
 from minglm.model.rope import inverse_frequencies, rotation
-from minglm.model.router import (
-    Routing,
-    balance_loss,
-    expert_load,
-    router,
-    router_bwd,
-    update_bias,
-)
+from minglm.model.router import Routing, balance_loss, expert_load, router, router_bwd, update_bias
 from minglm.model.transformer import head, shift_targets, transformer, transformer_bwd

@@ -130,11 +130,7 @@ def attention(
 
 
 def attention_bwd(
-    dout: Array,
-    saved: AttentionSaved,
-    params: Attention,
-    config: Config,
-    ops: ModuleType = numpy_ops,
+    dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: ModuleType = numpy_ops
 ) -> tuple[Array, Attention]:
     """The numbered steps of the forward, undone in reverse. Without a cache: training sees whole sequences."""
     x, q, k, heads, saved_attend, layout = saved

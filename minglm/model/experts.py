@@ -55,11 +55,7 @@ def visits(indices: Array, experts: int) -> list[tuple[int, Array, Array]]:  # [
 
 
 def routed_experts(
-    x: Array,
-    routing: Routing,
-    params: Experts,
-    tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: ModuleType = numpy_ops
 ) -> tuple[Array, list[Visit]]:  # [N, D] -> [N, D]
     """y[t] = Σ_k weights[t, k] · expert_{indices[t, k]}(x[t]). No token is ever dropped.
 
@@ -122,12 +118,7 @@ def moe(
 
 
 def moe_bwd(
-    dout: Array,
-    saved: MoeSaved,
-    params: Moe,
-    config: Config,
-    dscores: Array | None = None,
-    ops: ModuleType = numpy_ops,
+    dout: Array, saved: MoeSaved, params: Moe, config: Config, dscores: Array | None = None, ops: ModuleType = numpy_ops
 ) -> tuple[Array, Moe]:
     """x was used by the router, the routed experts and the shared expert: three gradients add up.
 

@@ -191,10 +191,7 @@ def init_params(config: Config, rng: np.random.Generator, dtype: Any = np.float3
     """Fresh weights as GLM-4.5's authors gave them: normal with standard deviation `initializer_range` (0.02), zero
     biases, norm weights of one; the projections that write into the residual stream (o_proj, down_proj) scaled by
     1/√(2·L), because 2·L of them add up there."""
-    std, residual_std = (
-        config.initializer_range,
-        config.initializer_range / (2 * config.num_hidden_layers) ** 0.5,
-    )
+    std, residual_std = (config.initializer_range, config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
 
     def make(name: str, shape: tuple[int, ...]) -> Array:
         if is_norm(name):

@@ -48,11 +48,7 @@ def router(
 
 
 def router_bwd(
-    dweights: Array,
-    saved: RouterSaved,
-    params: Router,
-    config: Config,
-    dscores: Array | None = None,
+    dweights: Array, saved: RouterSaved, params: Router, config: Config, dscores: Array | None = None
 ) -> tuple[Array, Router]:
     """The choice is piecewise constant, so gradients flow only through the weights of the experts that were picked.
 

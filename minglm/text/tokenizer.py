@@ -221,9 +221,7 @@ def _train_base(texts: Iterable[str], base_size: int, digits: int) -> tokenizers
     library.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=base_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=base_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     library.train_from_iterator(_between_added_tokens(texts), trainer)
     return library

@@ -66,5 +66,5 @@ RECIPES = {
             "reversal": 0.06,
             "number_words": 0.06,
         },
-    ),
+    )
 }

@@ -11,7 +11,7 @@ import numpy as np
 from minglm.api import Model, load
 from minglm.config import PRESETS
 from minglm.data.batches import Corpus, Mixture
-from minglm.data.documents import compare_file_lists, documents, file_list, load_text_files
+from minglm.data.documents import compare_file_lists, documents, file_list, hold_out_tails, load_text_files
 from minglm.data.heldout import Document, heldout_documents
 from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
@@ -94,9 +94,9 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     """Train a recipe from nothing, or go on where `run` stopped.
 
     `files`: the user's own text instead of the standard library and the tasks. The tokenizer is learnt from both, so
-    that a small text is enough; held-out numbers are only taken without `files`.
+    that a small text is enough; the ends of the files are held out.
     """
-    own = load_text_files(files) if files else []
+    own, tails = hold_out_tails(load_text_files(files))
     say("reading the training text …")
     docs = list(documents())
     if files:
@@ -107,7 +107,8 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     say("encoding …")
     batches = mixture(recipe, own or docs, model)
     say(f"{model}\n{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
-    return train(model, recipe, batches, run, None if files else quick_look)
+    look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
+    return train(model, recipe, batches, run, look)
 
 
 def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:
