@@ -243,7 +243,9 @@ class _Log:
     def __init__(self, run: Path, step: int):
         path = run / "metrics.jsonl"
         kept = [line for line in _lines(path) if json.loads(line)["step"] < step]
-        path.write_text("".join(kept), "utf-8")
+        part = run / "metrics.part"
+        part.write_text("".join(kept), "utf-8")
+        os.replace(part, path)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
