@@ -12,7 +12,7 @@ from minglm.model.kvcache import KVCache
 from minglm.model.mtp import mtp_chain, mtp_head_weight
 from minglm.model.ops import Array, Tap, linear, no_tap
 from minglm.model.params import Params, compute_dtype, init_params, map_arrays
-from minglm.model.transformer import head, shift_targets, transformer
+from minglm.model.transformer import head, transformer
 
 if TYPE_CHECKING:
     from minglm.generate.loop import Result, Step
@@ -85,7 +85,7 @@ class Model:
             raise ValueError(f"stop_at = {stop_at} must be a whole number between 0 and {layers} layers")
         if stop_at is not None and cache is not None:
             raise ValueError("stop_at would leave the cache of the later layers empty; use one of the two")
-        checked = _checked_tap(tap)
+        checked = _checked_tap(tap, self.config)
         hidden, _ = transformer(ids, self.params, self.config, cache, positions, segments, checked, stop_at=stop_at)
         return Output(None if stop_at is not None else head(hidden, self.params, checked), hidden)
 
@@ -101,10 +101,10 @@ class Model:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers = 0)")
         if depth not in range(1, ids.shape[1]):
             raise ValueError(f"depth = {depth} must be a whole number between 1 and T − 1 = {ids.shape[1] - 1}")
-        checked = _checked_tap(tap)
+        checked = _checked_tap(tap, self.config)
         hidden, saved = transformer(ids, self.params, self.config, segments=segments, tap=checked)
         chain = mtp_chain(hidden, ids, saved.layout, self.params, self.config, depth, checked)
-        weight = mtp_head_weight(self.params, self.params.mtp[chain[-1].layer])
+        weight = mtp_head_weight(self.params, self.params.mtp[chain[-1].number])
         return linear(chain[-1].normed, weight.astype(hidden.dtype, copy=False))
 
     def loss_and_grads(
@@ -130,7 +130,7 @@ class Model:
         segments = self._check_like("segments", segments, ids)
         positions = self._check_like("positions", positions, ids)
         if targets is None:
-            targets = shift_targets(ids, segments)
+            targets = losses.shift_targets(ids, segments)
         else:
             targets = self._check_targets(self._check_like("targets", targets, ids))
         return losses.loss_and_grads(
@@ -199,7 +199,7 @@ class Model:
         check_room(len(ids), max_new_tokens, self.config.max_position_embeddings)
         how = Sampling(temperature, top_k, top_p, min_p).check()
         ends = frozenset(self.config.eos_token_id if end_ids is None else end_ids)
-        return steps(self, ids, max_new_tokens, how, ends, seed, _checked_tap(tap))
+        return steps(self, ids, max_new_tokens, how, ends, seed, _checked_tap(tap, self.config))
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty key/value cache for `forward`; capacity defaults to the model's context."""
@@ -360,7 +360,7 @@ def _as_array(ids: Any) -> Array:
         raise ValueError("ids must be whole numbers of shape [B, T]: rows of different lengths do not fit") from error
 
 
-def _checked_tap(tap: UserTap | None) -> Tap:
+def _checked_tap(tap: UserTap | None, config: Config) -> Tap:
     """A user's tap as the model calls it: returning nothing keeps the array, a replacement must fit."""
     if tap is None:
         return no_tap
@@ -375,6 +375,20 @@ def _checked_tap(tap: UserTap | None) -> Tap:
                 f"the tap returned {given.dtype} {list(given.shape)} for {name}, wanted {array.dtype} "
                 f"{list(array.shape)} (or None to keep it)"
             )
+        if name.endswith("expert_indices"):
+            _check_forced(given, config)
+        elif name.endswith(".tokens") and given is not array:
+            raise ValueError(f"{name} follows from expert_indices and cannot be replaced; replace those")
         return given.astype(array.dtype, copy=False)
 
     return checked
+
+
+def _check_forced(indices: Array, config: Config) -> None:
+    """Tokens may be sent elsewhere, but a token cannot go to one expert twice, nor to one that is not there."""
+    E, K = config.n_routed_experts, config.num_experts_per_tok
+    if indices.min() < 0 or indices.max() >= E or (np.diff(np.sort(indices, axis=-1), axis=-1) == 0).any():
+        raise ValueError(
+            f"the tap's expert_indices must name {K} different experts between 0 and {E - 1} for each token; to force "
+            "one, replace the last pick of the tokens that do not have it yet"
+        )

@@ -67,7 +67,7 @@ class Config:
 
     def is_moe(self, layer: int) -> bool:
         """Whether this layer has experts. Multi-token-prediction layers (numbered from L on) always do."""
-        return layer >= min(self.first_k_dense_replace, self.num_hidden_layers)
+        return layer >= self.first_k_dense_replace
 
     # -- checks ----------------------------------------------------------------------------------------------
 
@@ -108,9 +108,11 @@ class Config:
         if kind == "yarn":
             _require(self.rope_theta > 1, "rope_theta", self.rope_theta, "must be above 1 for yarn")
             for name in _YARN_OPTIONS:
-                value = scaling.get(name, 0)  # null and 0 stand for the usual value
-                holds = value is None or (_is_number(value) and value >= 0)
-                _require(holds, f"rope_scaling.{name}", value, "must be a finite number, 0 or more, or null")
+                value = scaling.get(name)  # null, and for all but attention_factor 0, stand for the usual value
+                holds = value is None or (_is_number(value) and value >= 0 and (value or name != "attention_factor"))
+                _require(holds, f"rope_scaling.{name}", value, "must be a finite number above 0, or null")
+            whole = scaling.get("truncate", True)
+            _require(isinstance(whole, bool), "rope_scaling.truncate", whole, "must be true or false")
 
     def _check_experts(self) -> None:
         E, K = self.n_routed_experts, self.num_experts_per_tok
@@ -248,7 +250,7 @@ class Counts(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Every parameter in the folder, the multi-token-prediction layers' own embedding copies left out."""
+        """Every parameter in the folder; copies of embedding and head that MTP layers may own are left out."""
         return self.embedding + self.head + self.trunk + self.mtp
 
     @property
@@ -384,7 +386,8 @@ PRESETS: dict[str, Config] = {
         rope_theta=10000.0,
         max_position_embeddings=512,
     ),
-    # The smallest with every switch away from its default: for tests, derivations and the debugger.
+    # The smallest with every optional part: groups, shared experts, q/k norm, biases, two MTP layers. For tests,
+    # derivations and the debugger.
     "micro": Config(
         vocab_size=61,
         hidden_size=20,

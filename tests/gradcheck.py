@@ -78,7 +78,7 @@ def total_loss(ids, targets, params, config, mtp_weight=0.3, balance_weight=0.0,
     depths = min(len(params.mtp), ids.shape[1] - 1) if mtp_weight else 0
     chain = mtp_chain(hidden, ids, saved.layout, params, config, depths)
     for k, depth in enumerate(chain, start=1):
-        logits = linear(depth.normed, mtp_head_weight(params, params.mtp[depth.layer]))
+        logits = linear(depth.normed, mtp_head_weight(params, params.mtp[depth.number]))
         wanted = np.where(depth.valid, targets[:, k:], IGNORE)
         total = total + mtp_weight / depths * cross_entropy(logits, wanted)[0]
     mlps = [(saved_layer.mlp, saved.layout.segments >= 0) for saved_layer in saved.layers]

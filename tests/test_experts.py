@@ -279,10 +279,10 @@ def test_moe_and_its_gradients_keep_the_dtype_and_its_inputs(dtype):
 def test_the_tests_above_notice_a_broken_dispatch():
     """Sources with one piece replaced give other answers on these inputs."""
     broken_visits = mutated(
-        experts_module.visits, "order[starts[e] : ends[e]] // K", "order[starts[e] : ends[e]] % len(indices)"
+        experts_module.picks_by_expert, "order[starts[e] : ends[e]] // K", "order[starts[e] : ends[e]] % len(indices)"
     )
     run = mutated(routed_experts, "weights[slots] * out", "weights[tokens] * out")
-    with_visits = mutated(routed_experts, "in visits(", "in broken_visits(")
+    with_visits = mutated(routed_experts, "in picks_by_expert(", "in broken_visits(")
     with_visits.__globals__["broken_visits"] = broken_visits
     routing = Routing(INDICES, WEIGHTS)
     wrong = {f.__name__ + str(i): f(X, routing, EXPERTS)[0] for i, f in enumerate([run, with_visits])}

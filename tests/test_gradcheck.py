@@ -35,6 +35,7 @@ from tests.helpers import MICRO, flat, mutated, naive_silu, random_params, rando
 
 # the package has a function of this name, so the module itself is fetched by its path
 transformer_module = importlib.import_module("minglm.model.transformer")
+mtp_module = importlib.import_module("minglm.model.mtp")
 
 RANDOM = random_state(0)
 EPS = 1e-3
@@ -481,8 +482,8 @@ def test_routed_experts_mutations_are_caught():
         ("(dy[tokens] * out)", "(dy[tokens] * weights[slots] * out)"),
         ("dweights[slots] =", "dweights[tokens] ="),
         ("dx[tokens] += dx_e", "dx[tokens] = dx_e"),
-        ("total[e] = part", "total[e - 1] = part"),
-        ("total[e] = part", "total[e] = part / len(tokens)"),
+        ("gradient[e] = matrix", "gradient[e - 1] = matrix"),
+        ("gradient[e] = matrix", "gradient[e] = matrix / len(tokens)"),
     ]
     arrays = {"x": normal(5, 20), "w": RANDOM.uniform(0.2, 2, (5, 2))}
     assert judge_source(run, routed_experts_bwd, call, experts, arrays, mutations) == 6
@@ -536,8 +537,8 @@ def test_moe_mutations_are_caught():
         return {"x": dx, **flat(dparams)}
 
     mutations = [
-        ("dx + dx_router, None", "dx, None"),
-        ("dx = dx + dx_shared", "dx = dx"),
+        ("dx_routed + dx_router + dx_shared", "dx_routed + dx_shared"),
+        ("dx_routed + dx_router + dx_shared", "dx_routed + dx_router"),
         ("mlp_bwd(drows, saved_shared", "mlp_bwd(drows * config.routed_scaling_factor, saved_shared"),
         ("router_bwd(dweights, saved_router", "router_bwd(-dweights, saved_router"),
         ("params.experts, ops)", "params.experts._replace(up_proj=params.experts.gate_proj), ops)"),
@@ -558,10 +559,10 @@ def test_layer_mutations_are_caught(index, caught):
         return {"x": dx, **flat(dparams)}
 
     mutations = [
-        ("dmiddle = dout + dbranch", "dmiddle = dbranch"),
-        ("dmiddle = dout + dbranch", "dmiddle = dout"),
-        ("return dmiddle + dbranch", "return dbranch"),
-        ("return dmiddle + dbranch", "return dout + dbranch"),
+        ("dmiddle = dout + dmiddle_branch", "dmiddle = dmiddle_branch"),
+        ("dmiddle = dout + dmiddle_branch", "dmiddle = dout"),
+        ("return dmiddle + dx_branch", "return dx_branch"),
+        ("return dmiddle + dx_branch", "return dout + dx_branch"),
         ("rms_norm_bwd(dmlp_in, middle,", "rms_norm_bwd(dmlp_in, x,"),
     ]
     if index == 0:
@@ -603,21 +604,21 @@ WHOLE_MODEL = [  # which module's function, and the piece of it that goes wrong
     (
         loss,
         "loss_and_grads",
-        "dembedding.weight + dtable_mtp, dhead + dhead_mtp",
-        "dembedding.weight, dhead + dhead_mtp",
+        "dembedding.weight + dtable_mtp, dhead_main + dhead_mtp",
+        "dembedding.weight, dhead_main + dhead_mtp",
     ),
     (
         loss,
         "loss_and_grads",
-        "dembedding.weight + dtable_mtp, dhead + dhead_mtp",
-        "dembedding.weight + dtable_mtp, dhead",
+        "dembedding.weight + dtable_mtp, dhead_main + dhead_mtp",
+        "dembedding.weight + dtable_mtp, dhead_main",
     ),
-    (loss, "loss_and_grads", "each = mtp_weight / max(depths, 1)", "each = mtp_weight"),
-    (loss, "_mtp_bwd", "dnormed[:, : dstate.shape[1]] += dstate", "pass"),
-    (loss, "_mtp_bwd", "dtable += dtable_here", "dtable = dtable_here"),
-    (loss, "_mtp_bwd", "dhead += dhead_here", "dhead = dhead_here"),
-    (loss, "_balance", "gradient.reshape(r.scores.shape) * weight", "gradient.reshape(r.scores.shape)"),
-    (loss, "_balance", "dscores[r.layer] = gradient", "dscores[r.layer] = -gradient"),
+    (mtp_module, "mtp_chain_bwd", "dloss / len(chain)", "dloss"),
+    (mtp_module, "mtp_chain_bwd", "dnormed[:, : dstate.shape[1]] += dstate", "pass"),
+    (mtp_module, "mtp_chain_bwd", "dtable += dtable_here", "dtable = dtable_here"),
+    (mtp_module, "mtp_chain_bwd", "dhead += dhead_here", "dhead = dhead_here"),
+    (loss, "_balance", "gradient.reshape(saved.scores.shape) * weight", "gradient.reshape(saved.scores.shape)"),
+    (loss, "_balance", "dscores[layer] = gradient", "dscores[layer] = -gradient"),
     (transformer_module, "transformer_bwd", "saved.last", "saved.layers[-1].x"),
     (transformer_module, "transformer_bwd", "tuple(reversed(dlayers))", "tuple(dlayers)"),
     (transformer_module, "transformer_bwd", "dscores.get(i)", "None"),

@@ -135,7 +135,7 @@ def test_deeper_chains_equal_the_naive_ones(layers):
     config = MICRO.replace(num_nextn_predict_layers=layers)
     params = random_params(config, 2)
     depths = chain(3, params, config)
-    assert [depth.layer for depth in depths] == [k % layers for k in range(3)]
+    assert [depth.number for depth in depths] == [k % layers for k in range(3)]
     for depth, wanted in zip(depths, naive_depths(params, config, 3), strict=True):
         assert_close(depth.normed[0], wanted, 1e-11)
 

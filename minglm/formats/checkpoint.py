@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from minglm.config import Config
 from minglm.model.ops import Array
-from minglm.model.params import Params, build, walk
+from minglm.model.params import Params, build, shapes, walk
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -68,7 +68,7 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
     with _open_files(folder) as found:
         config = _config_of(folder)
         config, own_ends = _mtp_layout(config, found.keys(), folder)
-        _check(found, _expected(config, own_ends), folder)
+        _check(found, {n: a.shape for n, a in walk(shapes(config, own_ends))}, folder)
         not_finite: list[str] = []
 
         def read(name: str, shape: tuple[int, ...]) -> Array:
@@ -111,12 +111,6 @@ def _disk_parts(name: str, array: Array) -> Iterator[tuple[Array, str]]:
         return
     for e in range(len(array)):
         yield array[e], name.replace("*", str(e))
-
-
-def _expected(config: Config, own_ends: bool) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors on disk, found by building the model out of arrays that take no memory."""
-    empty = build(config, lambda name, shape: np.broadcast_to(np.float32(0), shape), own_ends)
-    return {name: array.shape for name, array in walk(empty)}
 
 
 def _mtp_layout(config: Config, names: Any, folder: Path) -> tuple[Config, bool]:

@@ -8,7 +8,7 @@ from minglm.model.attention import Layout, attention, attention_bwd, make_layout
 from minglm.model.experts import mlp, mlp_bwd, moe, moe_bwd, routed_experts, routed_experts_bwd
 from minglm.model.kvcache import KVCache
 from minglm.model.layer import layer, layer_bwd
-from minglm.model.loss import Loss, loss_and_grads
+from minglm.model.loss import Loss, loss_and_grads, shift_targets
 from minglm.model.mtp import mtp_chain, mtp_layer, mtp_layer_bwd, mtp_step
 from minglm.model.ops import (
     IGNORE,
@@ -35,4 +35,4 @@ from minglm.model.ops import (
 from minglm.model.params import Params, build, init_params, map_arrays, walk, walk_stacked
 from minglm.model.rope import inverse_frequencies, rotation
 from minglm.model.router import Routing, balance_loss, expert_load, router, router_bwd, update_bias
-from minglm.model.transformer import head, shift_targets, transformer, transformer_bwd
+from minglm.model.transformer import head, head_bwd, transformer, transformer_bwd

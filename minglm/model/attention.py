@@ -122,8 +122,8 @@ def attention(
         (k_turned, v) if cache is None else cache.append(layer, k_turned, v, layout.slots)
     )  # -> [B, S, G, d]
     # 5. attend
-    heads, saved_attend = ops.attend(q_turned, k_seen, v_seen, layout.visible, tap)  # -> [B, T, H, d]
-    heads = tap("heads", heads)
+    mixed, saved_attend = ops.attend(q_turned, k_seen, v_seen, layout.visible, tap)  # -> [B, T, H, d]
+    heads = tap("heads", mixed)
     # 6. project back
     out = tap("o", ops.linear(heads.reshape(B, T, -1), *params.o_proj))  # -> [B, T, D]
     return out, AttentionSaved(x, q, k, heads, saved_attend, layout)
@@ -131,7 +131,7 @@ def attention(
 
 def attention_bwd(
     dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: ModuleType = numpy_ops
-) -> tuple[Array, Attention]:
+) -> tuple[Array, Attention]:  # [B, T, D] -> [B, T, D], the record
     """The numbered steps of the forward, undone in reverse. Without a cache: training sees whole sequences."""
     x, q, k, heads, saved_attend, layout = saved
     B, T, _ = x.shape
@@ -139,6 +139,7 @@ def attention_bwd(
     dheads, do_weight, _ = ops.linear_bwd(dout, heads.reshape(B, T, -1), *params.o_proj)
     # 5. heads = attend(q, k, v)
     dq_turned, dk_turned, dv = ops.attend_bwd(dheads.reshape(heads.shape), saved_attend)
+    # 4. without a cache there is nothing to undo
     # 3. q, k = rope(q, k)
     dq_normed = ops.rope_bwd(dq_turned, layout.cos, layout.sin)
     dk_normed = ops.rope_bwd(dk_turned, layout.cos, layout.sin)

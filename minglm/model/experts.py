@@ -21,7 +21,10 @@ def mlp(
     return ops.expert_mlp(x, *_matrices(params), tap)
 
 
-def mlp_bwd(dy: Array, saved: Any, params: Mlp, ops: ModuleType = numpy_ops) -> tuple[Array, Mlp]:
+def mlp_bwd(
+    dy: Array, saved: Any, params: Mlp, ops: ModuleType = numpy_ops
+) -> tuple[Array, Mlp]:  # [.., D] -> [.., D], the record
+    """`ops.expert_mlp_bwd`, its gradients in a record."""
     dx, dgate, dup, ddown = ops.expert_mlp_bwd(dy, saved, *_matrices(params))
     return dx, Mlp(Weight(dgate), Weight(dup), Weight(ddown))
 
@@ -43,7 +46,7 @@ class Visit(NamedTuple):
     saved: Any
 
 
-def visits(indices: Array, experts: int) -> list[tuple[int, Array, Array]]:  # [N, K] -> (e, slots, tokens)
+def picks_by_expert(indices: Array, experts: int) -> list[tuple[int, Array, Array]]:  # [N, K] -> (e, slots, tokens)
     """Sort the N·K picks by expert; experts that nobody picked are left out."""
     K = indices.shape[1]
     order = np.argsort(indices.reshape(-1), kind="stable")  # slots, expert by expert
@@ -65,7 +68,7 @@ def routed_experts(
     y = np.zeros_like(x)
     weights = routing.weights.reshape(-1, 1)  # [N·K, 1]
     history = []
-    for e, slots, tokens in visits(routing.indices, len(params.gate_proj)):
+    for e, slots, tokens in picks_by_expert(routing.indices, len(params.gate_proj)):
         tokens = tap(f"experts.{e}.tokens", tokens)
         out, saved = ops.expert_mlp(x[tokens], *expert(params, e), scoped(tap, f"experts.{e}."))
         out = tap(f"experts.{e}.out", out)  # [n, D]
@@ -87,8 +90,8 @@ def routed_experts_bwd(
         dout = weights[slots] * dy[tokens]
         dx_e, *dmatrices = ops.expert_mlp_bwd(dout, saved, *expert(params, e))
         dx[tokens] += dx_e
-        for total, part in zip(dparams, dmatrices, strict=True):
-            total[e] = part
+        for gradient, matrix in zip(dparams, dmatrices, strict=True):
+            gradient[e] = matrix
     return dx, dweights.reshape(routing.weights.shape), dparams
 
 
@@ -105,31 +108,39 @@ class MoeSaved(NamedTuple):
 def moe(
     x: Array, params: Moe, config: Config, tap: Tap = no_tap, ops: ModuleType = numpy_ops
 ) -> tuple[Array, MoeSaved]:  # [B, T, D] -> [B, T, D]
-    """The scaling factor is in the routed weights; the shared expert sees the same input and is added as it is."""
+    """The K picked experts' weighted answers plus the shared expert's (arXiv 2401.06066).
+
+    The scaling factor is in the routed weights; the shared expert sees the same input and is added as it is.
+    """
     rows = x.reshape(-1, x.shape[-1])  # -> [N, D]
+    # 1. router
     routing, saved_router = router(rows, params.gate, config, tap)
+    # 2. routed experts
     routed, history = routed_experts(rows, routing, params.experts, tap, ops)
-    out = tap("routed", routed)
+    out = routed = tap("routed", routed)
+    # 3. shared expert
     saved_shared = None
     if params.shared_experts is not None:
-        shared, saved_shared = mlp(rows, params.shared_experts, scoped(tap, "shared_experts."), ops)
-        out = out + tap("shared", shared)
+        answer, saved_shared = mlp(rows, params.shared_experts, scoped(tap, "shared_experts."), ops)
+        out = routed + tap("shared", answer)
     return out.reshape(x.shape), MoeSaved(rows, saved_router, history, saved_shared)
 
 
 def moe_bwd(
     dout: Array, saved: MoeSaved, params: Moe, config: Config, dscores: Array | None = None, ops: ModuleType = numpy_ops
-) -> tuple[Array, Moe]:
+) -> tuple[Array, Moe]:  # [B, T, D] -> [B, T, D], the record
     """x was used by the router, the routed experts and the shared expert: three gradients add up.
 
     `dscores` [N, E]: the balance loss's gradient at the router's scores.
     """
     x, saved_router, history, saved_shared = saved
     drows = dout.reshape(x.shape)
-    dx, dweights, dexperts = routed_experts_bwd(drows, history, saved_router.routing, params.experts, ops)
-    dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores)
-    dx, dshared = dx + dx_router, None
+    # 3. shared expert
+    dx_shared, dshared = np.zeros_like(x), None
     if params.shared_experts is not None:
         dx_shared, dshared = mlp_bwd(drows, saved_shared, params.shared_experts, ops)
-        dx = dx + dx_shared
-    return dx.reshape(dout.shape), Moe(dgate, dexperts, dshared)
+    # 2. routed experts
+    dx_routed, dweights, dexperts = routed_experts_bwd(drows, history, saved_router.routing, params.experts, ops)
+    # 1. router
+    dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores)
+    return (dx_routed + dx_router + dx_shared).reshape(dout.shape), Moe(dgate, dexperts, dshared)

@@ -1,7 +1,7 @@
 """The key/value cache: what attention remembers of earlier tokens.
 
-It saves recomputation. It does not save reading: each new token still looks at every key, and memory grows by
-`config.kv_bytes_per_token` for every token.
+It saves recomputation. It does not save reading: each new token still looks at every key. Memory is taken at once, for
+every slot of every row `config.kv_bytes_per_token` (with the bytes of a number in the cache's dtype).
 """
 
 from typing import Any

@@ -43,8 +43,7 @@ def layer(
         mlp_out, saved_mlp = moe(mlp_in, params.mlp, config, scoped(tap, "mlp."), ops)
     else:
         mlp_out, saved_mlp = mlp(mlp_in, params.mlp, scoped(tap, "mlp."), ops)
-    mlp_out = tap("mlp.out", mlp_out)
-    out = tap("out", middle + mlp_out)
+    out = tap("out", middle + tap("mlp.out", mlp_out))
     return out, LayerSaved(x, middle, saved_attention, saved_mlp)
 
 
@@ -55,7 +54,7 @@ def layer_bwd(
     config: Config,
     dscores: Array | None = None,
     ops: ModuleType = numpy_ops,
-) -> tuple[Array, Layer]:
+) -> tuple[Array, Layer]:  # [B, T, D] -> [B, T, D], the record
     """Each residual addition passes its gradient on unchanged and sends a copy through the branch.
 
     `dscores` [N, E]: the balance loss's gradient at this layer's router.
@@ -68,9 +67,9 @@ def layer_bwd(
         dmlp_in, dmlp = moe_bwd(dout, saved_mlp, params.mlp, config, dscores, ops)
     else:
         dmlp_in, dmlp = mlp_bwd(dout, saved_mlp, params.mlp, ops)
-    dbranch, dpost_norm = ops.rms_norm_bwd(dmlp_in, middle, params.post_attention_layernorm.weight, eps)
-    dmiddle = dout + dbranch
+    dmiddle_branch, dpost_norm = ops.rms_norm_bwd(dmlp_in, middle, params.post_attention_layernorm.weight, eps)
+    dmiddle = dout + dmiddle_branch
     # 1. middle = x + attention(norm(x))
     dattention_in, dattention = attention_bwd(dmiddle, saved_attention, params.self_attn, config, ops)
-    dbranch, dinput_norm = ops.rms_norm_bwd(dattention_in, x, params.input_layernorm.weight, eps)
-    return dmiddle + dbranch, Layer(Weight(dinput_norm), dattention, Weight(dpost_norm), dmlp)
+    dx_branch, dinput_norm = ops.rms_norm_bwd(dattention_in, x, params.input_layernorm.weight, eps)
+    return dmiddle + dx_branch, Layer(Weight(dinput_norm), dattention, Weight(dpost_norm), dmlp)

@@ -9,7 +9,7 @@ is passed on to the next depth is taken after `shared_head.norm`; no position is
 """
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from minglm.model import ops as numpy_ops
 from minglm.model.attention import Layout, make_layout
 from minglm.model.kvcache import KVCache
 from minglm.model.layer import LayerSaved, layer, layer_bwd
-from minglm.model.ops import Array, Tap, no_tap, scoped
-from minglm.model.params import Mtp, Params, SharedHead, Weight, in_compute_dtype
+from minglm.model.ops import IGNORE, Array, Tap, no_tap, scoped
+from minglm.model.params import Mtp, Params, SharedHead, Weight, in_compute_dtype, zeros_like
 from minglm.model.transformer import head_weight
 
 
@@ -112,7 +112,7 @@ def mtp_head_weight(params: Params, mtp: Mtp) -> Array:
 class Depth(NamedTuple):
     """One depth of a chain over whole sequences."""
 
-    layer: int  # which MTP layer ran
+    number: int  # of the MTP layer that ran
     valid: Array  # bool [B, T − depth]: both tokens of the pair belong to one document
     normed: Array  # [B, T − depth, D]
     saved: MtpSaved
@@ -138,7 +138,7 @@ def mtp_chain(
     for k in range(1, depths + 1):
         rows = ids.shape[1] - k
         number = (k - 1) % len(params.mtp)
-        mtp = in_compute_dtype(params.mtp[number], hidden.dtype)
+        mtp = in_compute_dtype(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
         own = trunk.segments[:, :rows]
         valid = (own == trunk.segments[:, k:]) & (own >= 0)
         layout = make_layout(
@@ -150,6 +150,58 @@ def mtp_chain(
         chain.append(Depth(number, valid, normed, saved))
         hidden = normed
     return chain
+
+
+def mtp_chain_loss(
+    chain: list[Depth], targets: Array, params: Params, dtype: Any, ops: ModuleType = numpy_ops
+) -> tuple[Any, list[Any]]:  # targets int [B, T] -> scalar
+    """The mean over the depths. Row i of depth k predicts the token after t_{i+k}: the target of row i + k."""
+    total, saved = dtype.type(0), []
+    for k, depth in enumerate(chain, start=1):
+        logits = ops.linear(depth.normed, mtp_head_weight(params, params.mtp[depth.number]))
+        loss, saved_loss = ops.cross_entropy(logits, np.where(depth.valid, targets[:, k:], IGNORE))
+        total = total + loss / len(chain)
+        saved.append(saved_loss)
+    return total, saved
+
+
+def mtp_chain_bwd(
+    dloss: float,
+    chain: list[Depth],
+    saved: list[Any],
+    hidden: Array,
+    params: Params,
+    config: Config,
+    dscores: dict[int, Array],
+    ops: ModuleType = numpy_ops,
+) -> tuple[Array, Array, Array, tuple[Mtp, ...]]:
+    """Last depth first, because each depth hands a gradient to the state that it read.
+
+    Returns the gradients of the trunk's hidden states [B, T, D], of the main embedding and head [V, D] (for MTP layers
+    that borrow them), and of each MTP layer. Each layer runs at most once in training.
+    """
+    dtable, dhead = np.zeros_like(params.embed_tokens.weight), np.zeros_like(head_weight(params))
+    dmtp = [zeros_like(mtp) for mtp in params.mtp]
+    dstate = np.zeros_like(hidden[:, :0])  # gradient at this depth's output from the next depth: none yet
+    for depth, saved_loss in zip(reversed(chain), reversed(saved), strict=True):
+        mtp = params.mtp[depth.number]
+        table, of_balance = mtp_embedding_weight(params, mtp), dscores.get(config.num_hidden_layers + depth.number)
+        dlogits = ops.cross_entropy_bwd(dloss / len(chain), saved_loss)
+        dnormed, dhead_here, _ = ops.linear_bwd(dlogits, depth.normed, mtp_head_weight(params, mtp))
+        dnormed[:, : dstate.shape[1]] += dstate
+        dstate, dtable_here, dlayer = mtp_layer_bwd(dnormed, depth.saved, mtp, table, config, of_balance, ops)
+        if mtp.shared_head.head is None:
+            dhead += dhead_here
+        else:
+            dlayer = dlayer._replace(shared_head=dlayer.shared_head._replace(head=Weight(dhead_here)))
+        if mtp.embed_tokens is None:
+            dtable += dtable_here
+        else:
+            dlayer = dlayer._replace(embed_tokens=Weight(dtable_here))
+        dmtp[depth.number] = dlayer
+    dhidden = np.zeros_like(hidden)
+    dhidden[:, : dstate.shape[1]] = dstate
+    return dhidden, dtable, dhead, tuple(dmtp)
 
 
 # -- one step with a cache ---------------------------------------------------------------------------------------
@@ -172,7 +224,7 @@ def mtp_step(
     row for each token. To draft one token further, the second result goes in again as `hidden`: to the next layer, or
     to the same one where there is only one, as in GLM-4.5.
     """
-    mtp = in_compute_dtype(params.mtp[number], hidden.dtype)
+    mtp = in_compute_dtype(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
     layout = make_layout(next_ids.shape, config, hidden.dtype, cache, segments=segments)
     table = mtp_embedding_weight(params, mtp)
     normed, _ = mtp_layer(hidden, next_ids, mtp, table, config, layout, cache, 0, tap, ops)

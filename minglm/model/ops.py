@@ -4,8 +4,8 @@ An operation `y = op(x, …)` has a backward `op_bwd(dy, x, …)` that takes the
 returns one gradient per input array. Three operations are too dear to recompute: they return `(y, saved)` and their
 backward is `op_bwd(dy, saved)`; what `saved` holds is their own business.
 
-The layers reach these functions through an argument `ops`, by default this module. Another module with the same names
-(the compiled kernels of `minglm.fast`) can stand in for it.
+The layers reach the larger of these functions through an argument `ops`, by default this module. Another module with
+the same names, of faster twins, can stand in for it.
 
 Axis letters: B batch, T queries, S keys, H query heads, G key/value heads, R = H / G, d head size, D hidden size,
 F expert hidden size, V vocabulary, N rows of any kind. Weights are [out, in], as stored.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Array = np.ndarray
-Tap = Callable[[str, Array], Array]
+Tap = Callable[[str, Array], Array]  # shown every named array; the model goes on with what it returns
 
 IGNORE = -100  # a target that counts for nothing, as in transformers and torch
 
@@ -92,7 +92,7 @@ def swiglu(gate: Array, up: Array) -> Array:  # [.., F], [.., F] -> [.., F]
 
 
 def swiglu_bwd(dy: Array, gate: Array, up: Array) -> tuple[Array, Array]:
-    """dgate = dy · up · σ(1 + gate(1 − σ)),  dup = dy · silu(gate)."""
+    """With s = sigmoid(gate):  dgate = dy · up · s · (1 + gate · (1 − s)),  dup = dy · gate · s."""
     s = sigmoid(gate)
     dgate = dy * up * s * (1 + gate * (1 - s))
     dup = dy * gate * s
@@ -140,7 +140,8 @@ def expert_mlp_bwd(
 def rope(x: Array, cos: Array, sin: Array) -> Array:  # [B, T, heads, d], [B, T, r/2] -> [B, T, heads, d]
     """Turn entry pairs (i, i + r/2) of each head's first r entries by their angle; the rest passes through.
 
-    Half-split pairs as in GPT-NeoX (arXiv 2104.09864), not neighbours (2i, 2i + 1) as in GLM-4 and GLM-5.
+    Rotary positions: arXiv 2104.09864. The pairs are half-split, as in GPT-NeoX (arXiv 2204.06745), not neighbours
+    (2i, 2i + 1) as in that paper, GLM-4 and GLM-5.
     """
     half = cos.shape[-1]
     cos, sin = cos[:, :, None], sin[:, :, None]  # the same angle for every head
@@ -242,11 +243,12 @@ def embed_bwd(dy: Array, ids: Array, weight: Array) -> Array:  # [B, T, D] -> [V
 
 
 class CrossEntropySaved(NamedTuple):
-    """Probabilities [N, V], targets [N] and which of them count."""
+    """Probabilities [N, V], targets [N], which of them count, and the shape of the logits."""
 
     probs: Array
     targets: Array
     valid: Array
+    shape: tuple[int, ...]
 
 
 def cross_entropy(logits: Array, targets: Array) -> tuple[Any, CrossEntropySaved]:  # [.., V], [..] -> scalar
@@ -260,13 +262,13 @@ def cross_entropy(logits: Array, targets: Array) -> tuple[Any, CrossEntropySaved
     picked = shifted[np.arange(len(flat)), np.where(valid, flat, 0)]
     losses = np.where(valid, np.log(total[:, 0]) - picked, 0)
     loss = losses.sum() / max(int(valid.sum()), 1)
-    return loss, CrossEntropySaved(exps / total, flat, valid)
+    return loss, CrossEntropySaved(exps / total, flat, valid, logits.shape)
 
 
-def cross_entropy_bwd(dloss: Any, saved: CrossEntropySaved) -> Array:  # scalar -> [N, V]
+def cross_entropy_bwd(dloss: Any, saved: CrossEntropySaved) -> Array:  # scalar -> [.., V]
     """dlogits = dloss · (softmax − one-hot) / (number of valid targets), zero on ignored rows."""
-    probs, targets, valid = saved
+    probs, targets, valid, shape = saved
     dlogits = probs.copy()
     dlogits[np.arange(len(targets)), np.where(valid, targets, 0)] -= 1
     dlogits[~valid] = 0
-    return dlogits * probs.dtype.type(dloss / max(int(valid.sum()), 1))
+    return dlogits.reshape(shape) * probs.dtype.type(dloss / max(int(valid.sum()), 1))

@@ -88,7 +88,7 @@ class Params(NamedTuple):
 
 
 def expert(params: Experts, e: int) -> tuple[Array, Array, Array]:
-    """The three matrices of expert e: the one way to reach an expert, stacked in memory or mapped from files."""
+    """The three matrices of expert e: the one way to reach an expert."""
     return params.gate_proj[e], params.up_proj[e], params.down_proj[e]
 
 
@@ -98,100 +98,81 @@ Make = Callable[[str, tuple[int, ...]], Array]
 
 
 def build(config: Config, make: Make, mtp_own_ends: bool = False) -> Params:
-    """Every tensor of a model, made by `make(stacked name, shape)` in the order of the forward pass.
+    """Every tensor of a model, made by `make(stacked name, shape)`.
 
     `mtp_own_ends`: whether MTP layers have their own embedding and head (GLM-4.5's files do, GLM-4.6's do not).
     """
+    return map_arrays(lambda name, empty: make(name, empty.shape), shapes(config, mtp_own_ends))
+
+
+def shapes(config: Config, mtp_own_ends: bool = False) -> Params:
+    """A model of zeros that take no memory: its records, names and shapes without its numbers."""
     D, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
     return Params(
-        embed_tokens=Weight(make("model.embed_tokens.weight", (V, D))),
-        layers=tuple(_build_layer(config, make, i) for i in range(L)),
-        norm=Weight(make("model.norm.weight", (D,))),
-        lm_head=None if config.tie_word_embeddings else Weight(make("lm_head.weight", (V, D))),
-        mtp=tuple(_build_mtp(config, make, L + i, mtp_own_ends) for i in range(config.num_nextn_predict_layers)),
+        embed_tokens=_weight(V, D),
+        layers=tuple(_layer(config, i) for i in range(L)),
+        norm=_weight(D),
+        lm_head=None if config.tie_word_embeddings else _weight(V, D),
+        mtp=tuple(_mtp(config, L + i, mtp_own_ends) for i in range(config.num_nextn_predict_layers)),
     )
 
 
-def _build_mtp(config: Config, make: Make, index: int, own_ends: bool) -> Mtp:
-    D, V, at = config.hidden_size, config.vocab_size, f"model.layers.{index}"
+def _empty(*shape: int) -> Array:
+    return np.broadcast_to(np.float32(0), shape)
+
+
+def _weight(*shape: int) -> Weight:
+    return Weight(_empty(*shape))
+
+
+def _mtp(config: Config, index: int, own_ends: bool) -> Mtp:
+    D, V = config.hidden_size, config.vocab_size
     return Mtp(
-        enorm=Weight(make(f"{at}.enorm.weight", (D,))),
-        hnorm=Weight(make(f"{at}.hnorm.weight", (D,))),
-        eh_proj=Weight(make(f"{at}.eh_proj.weight", (D, 2 * D))),
-        block=_build_layer(config, make, index),
-        shared_head=SharedHead(
-            norm=Weight(make(f"{at}.shared_head.norm.weight", (D,))),
-            head=Weight(make(f"{at}.shared_head.head.weight", (V, D))) if own_ends else None,
-        ),
-        embed_tokens=Weight(make(f"{at}.embed_tokens.weight", (V, D))) if own_ends else None,
+        enorm=_weight(D),
+        hnorm=_weight(D),
+        eh_proj=_weight(D, 2 * D),
+        block=_layer(config, index),
+        shared_head=SharedHead(_weight(D), _weight(V, D) if own_ends else None),
+        embed_tokens=_weight(V, D) if own_ends else None,
     )
 
 
-def _build_layer(config: Config, make: Make, index: int) -> Layer:
-    D, at = config.hidden_size, f"model.layers.{index}"
-    return Layer(
-        input_layernorm=Weight(make(f"{at}.input_layernorm.weight", (D,))),
-        self_attn=_build_attention(config, make, f"{at}.self_attn"),
-        post_attention_layernorm=Weight(make(f"{at}.post_attention_layernorm.weight", (D,))),
-        mlp=(
-            _build_moe(config, make, f"{at}.mlp")
-            if config.is_moe(index)
-            else _build_mlp(D, config.intermediate_size, make, f"{at}.mlp")
-        ),
-    )
+def _layer(config: Config, index: int) -> Layer:
+    D = config.hidden_size
+    mlp = _moe(config) if config.is_moe(index) else _mlp(D, config.intermediate_size)
+    return Layer(_weight(D), _attention(config), _weight(D), mlp)
 
 
-def _build_attention(config: Config, make: Make, at: str) -> Attention:
+def _attention(config: Config) -> Attention:
     D, d = config.hidden_size, config.head_dim
     q_size, kv_size = config.num_attention_heads * d, config.num_key_value_heads * d
-
-    def projection(name: str, rows: int) -> Linear:
-        weight = make(f"{at}.{name}.weight", (rows, D))
-        return Linear(weight, make(f"{at}.{name}.bias", (rows,)) if config.attention_bias else None)
-
-    def norm(name: str) -> Weight | None:
-        return Weight(make(f"{at}.{name}.weight", (d,))) if config.use_qk_norm else None
-
-    return Attention(
-        q_proj=projection("q_proj", q_size),
-        k_proj=projection("k_proj", kv_size),
-        v_proj=projection("v_proj", kv_size),
-        o_proj=Linear(make(f"{at}.o_proj.weight", (D, q_size)), None),
-        q_norm=norm("q_norm"),
-        k_norm=norm("k_norm"),
-    )
+    q, kv = (Linear(_empty(n, D), _empty(n) if config.attention_bias else None) for n in (q_size, kv_size))
+    norm = _weight(d) if config.use_qk_norm else None
+    return Attention(q_proj=q, k_proj=kv, v_proj=kv, o_proj=Linear(_empty(D, q_size), None), q_norm=norm, k_norm=norm)
 
 
-def _build_mlp(D: int, F: int, make: Make, at: str) -> Mlp:
-    return Mlp(
-        gate_proj=Weight(make(f"{at}.gate_proj.weight", (F, D))),
-        up_proj=Weight(make(f"{at}.up_proj.weight", (F, D))),
-        down_proj=Weight(make(f"{at}.down_proj.weight", (D, F))),
-    )
+def _mlp(D: int, F: int) -> Mlp:
+    return Mlp(gate_proj=_weight(F, D), up_proj=_weight(F, D), down_proj=_weight(D, F))
 
 
-def _build_moe(config: Config, make: Make, at: str) -> Moe:
+def _moe(config: Config) -> Moe:
     D, E, F = config.hidden_size, config.n_routed_experts, config.moe_intermediate_size
     shared_F = config.shared_intermediate_size
     return Moe(
-        gate=Router(
-            weight=make(f"{at}.gate.weight", (E, D)),
-            e_score_correction_bias=make(f"{at}.gate.e_score_correction_bias", (E,)),
-        ),
-        experts=Experts(
-            gate_proj=make(f"{at}.experts.*.gate_proj.weight", (E, F, D)),
-            up_proj=make(f"{at}.experts.*.up_proj.weight", (E, F, D)),
-            down_proj=make(f"{at}.experts.*.down_proj.weight", (E, D, F)),
-        ),
-        shared_experts=_build_mlp(D, shared_F, make, f"{at}.shared_experts") if shared_F else None,
+        gate=Router(_empty(E, D), _empty(E)),
+        experts=Experts(gate_proj=_empty(E, F, D), up_proj=_empty(E, F, D), down_proj=_empty(E, D, F)),
+        shared_experts=_mlp(D, shared_F) if shared_F else None,
     )
 
 
 def init_params(config: Config, rng: np.random.Generator, dtype: Any = np.float32) -> Params:
-    """Fresh weights as GLM-4.5's authors gave them: normal with standard deviation `initializer_range` (0.02), zero
-    biases, norm weights of one; the projections that write into the residual stream (o_proj, down_proj) scaled by
-    1/√(2·L), because 2·L of them add up there."""
-    std, residual_std = (config.initializer_range, config.initializer_range / (2 * config.num_hidden_layers) ** 0.5)
+    """Fresh weights: normal with standard deviation `initializer_range` (0.02), zero biases, norm weights of one.
+
+    The projections that write into the residual stream (o_proj, down_proj) are scaled by 1/√(2·L), because 2·L of them
+    add up there: GPT-2's rule, which GLM-4.5's authors named when asked (the report is silent).
+    """
+    std = config.initializer_range
+    residual_std = std / (2 * config.num_hidden_layers) ** 0.5
 
     def make(name: str, shape: tuple[int, ...]) -> Array:
         if is_norm(name):
@@ -222,7 +203,7 @@ def walk(params: Params) -> Iterator[tuple[str, Array]]:
             yield name, array
 
 
-def walk_stacked(params: Params) -> Iterator[tuple[str, Array]]:
+def walk_stacked(params: Params) -> list[tuple[str, Array]]:
     """Every array as it stands in memory: (stacked name, array)."""
     found: list[tuple[str, Array]] = []
 
@@ -231,7 +212,7 @@ def walk_stacked(params: Params) -> Iterator[tuple[str, Array]]:
         return array
 
     map_arrays(note, params)
-    yield from found
+    return found
 
 
 def map_arrays(f: Callable[[str, Array], Array], params: Params) -> Params:
@@ -265,11 +246,11 @@ def zeros_like(record: Any) -> Any:
     return map_record(lambda name, array: np.zeros_like(array), record)
 
 
-def in_compute_dtype(record: Any, dtype: Any) -> Any:
-    """The record in the dtype of the computation; arrays that have it already are passed on as they are.
-
-    Weights stored in fewer bits are widened here, one layer at a time, just before they are used.
-    """
+def in_compute_dtype(record: Any, stored: Any, dtype: Any) -> Any:
+    """The record in the dtype of the computation, given that its weights are `stored` in another: then they are
+    widened here, one layer at a time, just before they are used."""
+    if stored == dtype:
+        return record
     return map_record(lambda name, array: array.astype(dtype, copy=False), record)
 
 

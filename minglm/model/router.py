@@ -14,7 +14,7 @@ from minglm.model.params import Router
 
 
 class Routing(NamedTuple):
-    """N tokens' choices, best first. On the way back, the gradients of the weights take the place of the weights."""
+    """N tokens' choices, best first."""
 
     indices: Array  # int [N, K]
     weights: Array  # [N, K]
@@ -36,10 +36,7 @@ def router(
     # 2. the bias decides who is picked …
     biased = tap("biased_scores", _keep_best_groups(scores + params.e_score_correction_bias, config))
     order = np.argsort(-biased, axis=-1, kind="stable")
-    chosen = order[:, : config.num_experts_per_tok]
-    indices = tap("expert_indices", chosen)  # -> [N, K]
-    if indices is not chosen:
-        _check_forced(indices, config)
+    indices = tap("expert_indices", order[:, : config.num_experts_per_tok])  # -> [N, K]
     # 3. … and has no say in how loud they speak
     picked = np.take_along_axis(scores, indices, axis=-1)  # -> [N, K]
     weights = tap("expert_weights", _normalise(picked, config))
@@ -49,7 +46,7 @@ def router(
 
 def router_bwd(
     dweights: Array, saved: RouterSaved, params: Router, config: Config, dscores: Array | None = None
-) -> tuple[Array, Router]:
+) -> tuple[Array, Router]:  # [N, K] -> [N, D], the record
     """The choice is piecewise constant, so gradients flow only through the weights of the experts that were picked.
 
     With w = c · p / Σp:  dp = c / Σp · (dw − Σ dw·p / Σp): scaling all K scores together changes nothing.
@@ -59,23 +56,14 @@ def router_bwd(
     # 3. weights = normalise(scores at the picked experts)
     picked = np.take_along_axis(scores, routing.indices, axis=-1)
     dpicked = _normalise_bwd(dweights, picked, config)
-    dscores = np.zeros_like(scores) if dscores is None else dscores.copy()
+    dscores_all = np.zeros_like(scores) if dscores is None else dscores.copy()
     rows = np.arange(len(x))[:, None]
-    dscores[rows, routing.indices] += dpicked  # a token's K experts are all different: nothing is lost by +=
+    dscores_all[rows, routing.indices] += dpicked  # a token's K experts are all different: nothing is lost by +=
+    # 2. the choice has no gradient
     # 1. scores = sigmoid(logits)
-    dlogits = dscores * scores * (1 - scores)
+    dlogits = dscores_all * scores * (1 - scores)
     dx, dweight, _ = linear_bwd(dlogits, x, params.weight)
     return dx, Router(dweight, np.zeros_like(params.e_score_correction_bias))
-
-
-def _check_forced(indices: Array, config: Config) -> None:
-    """A tap may send tokens elsewhere, but a token cannot go to one expert twice, nor to one that is not there."""
-    E, K = config.n_routed_experts, config.num_experts_per_tok
-    if indices.min() < 0 or indices.max() >= E or (np.diff(np.sort(indices, axis=-1), axis=-1) == 0).any():
-        raise ValueError(
-            f"the tap's expert_indices must name {K} different experts between 0 and {E - 1} for each token; to force "
-            "one, replace the last pick of the tokens that do not have it yet"
-        )
 
 
 def _keep_best_groups(biased: Array, config: Config) -> Array:  # [N, E] -> [N, E]
@@ -90,13 +78,12 @@ def _keep_best_groups(biased: Array, config: Config) -> Array:  # [N, E] -> [N, 
     return np.where(is_open[:, :, None], groups, -np.inf).reshape(biased.shape)
 
 
-def _normalise(picked: Array, config: Config) -> Array:
-    if config.norm_topk_prob:
-        picked = picked / (picked.sum(axis=-1, keepdims=True) + 1e-20)
-    return picked * config.routed_scaling_factor
+def _normalise(picked: Array, config: Config) -> Array:  # [N, K] -> [N, K]
+    total = picked.sum(axis=-1, keepdims=True) + 1e-20 if config.norm_topk_prob else 1
+    return picked / total * config.routed_scaling_factor
 
 
-def _normalise_bwd(dweights: Array, picked: Array, config: Config) -> Array:
+def _normalise_bwd(dweights: Array, picked: Array, config: Config) -> Array:  # [N, K] ×2 -> [N, K]
     dpicked = dweights * config.routed_scaling_factor
     if not config.norm_topk_prob:
         return dpicked
@@ -113,7 +100,7 @@ def expert_load(indices: Array, experts: int, valid: Array | None = None) -> Arr
     return np.bincount(counted.reshape(-1), minlength=experts)
 
 
-def update_bias(bias: Array, load: Array, rate: float) -> Array:
+def update_bias(bias: Array, load: Array, rate: float) -> Array:  # [E] ×2 -> [E]
     """Loss-free balancing: busy experts a step down, idle ones a step up, all steps equal (arXiv 2408.15664)."""
     return bias + bias.dtype.type(rate) * np.sign(load.mean() - load).astype(bias.dtype)
 
@@ -122,8 +109,10 @@ def balance_loss(scores: Array, indices: Array, valid: Array) -> tuple[Any, Arra
     """Sequence-level balance loss and its gradient: [B, T, E], [B, T, K], bool [B, T] -> scalar, [B, T, E].
 
     For each sequence Σ_e f_e · P_e, with f_e = E/(K·n) · picks of e among its n valid tokens (a constant for the
-    gradient) and P_e the mean of s_e / Σs; averaged over the sequences that have a valid token. 1 when balanced.
-    Source: DeepSeek-V3 report, arXiv 2412.19437, equations 17 to 20; GLM-4.5 uses it with weight 1e-4.
+    gradient) and P_e the mean of s_e / Σs; averaged over the sequences that have a valid token. 1 when balanced. A
+    sequence is a row, whatever documents are packed in it.
+    Source: DeepSeek-V3 report, arXiv 2412.19437, equations 17 to 20 (there f counts the K best scores *without* bias
+    and groups, here the picks as they were made); GLM-4.5 uses it with weight 1e-4.
     """
     B, _, E = scores.shape
     K = indices.shape[-1]

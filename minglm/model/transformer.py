@@ -3,8 +3,6 @@
 from types import ModuleType
 from typing import NamedTuple
 
-import numpy as np
-
 from minglm.config import Config
 from minglm.model import ops as numpy_ops
 from minglm.model.attention import Layout, make_layout
@@ -44,7 +42,7 @@ def transformer(
     x = tap("embed_tokens", ops.embed(ids, params.embed_tokens.weight).astype(dtype, copy=False))  # -> [B, T, D]
     saved_layers = []
     for i, stored in enumerate(params.layers[:stop_at]):
-        weights = in_compute_dtype(stored, dtype)
+        weights = in_compute_dtype(stored, params.norm.weight.dtype, dtype)
         x, saved = layer(x, weights, config, layout, cache, i, scoped(tap, f"layers.{i}."), ops)
         if save:
             saved_layers.append(saved)
@@ -62,6 +60,14 @@ def head(
 ) -> Array:  # [B, T, D] -> [B, T, V]
     """Logits: one score for every token of the vocabulary."""
     return tap("logits", ops.linear(hidden, head_weight(params).astype(hidden.dtype, copy=False)))
+
+
+def head_bwd(
+    dlogits: Array, hidden: Array, params: Params, ops: ModuleType = numpy_ops
+) -> tuple[Array, Array]:  # [B, T, V] -> [B, T, D], [V, D]
+    """Returns dhidden and the gradient of the head's weight, which is the embedding's when they are tied."""
+    dhidden, dweight, _ = ops.linear_bwd(dlogits, hidden, head_weight(params))
+    return dhidden, dweight
 
 
 def head_weight(params: Params) -> Array:
@@ -90,13 +96,3 @@ def transformer_bwd(
         dlayers.append(dlayer)
     dembedding = ops.embed_bwd(dx, saved.ids, params.embed_tokens.weight)
     return Weight(dembedding), tuple(reversed(dlayers)), Weight(dnorm)
-
-
-def shift_targets(ids: Array, segments: Array | None = None) -> Array:  # [B, T] -> [B, T]
-    """The token after each token; IGNORE where the row ends or another document begins."""
-    targets = np.full(ids.shape, numpy_ops.IGNORE, np.int64)
-    targets[:, :-1] = ids[:, 1:]
-    if segments is not None:
-        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] >= 0)
-        targets[:, :-1][~same] = numpy_ops.IGNORE
-    return targets
