@@ -32,7 +32,7 @@ from minglm.model.ops import (
     swiglu,
     swiglu_bwd,
 )
-from minglm.model.params import Params, build, init_params, map_arrays, walk, walk_stacked
+from minglm.model.params import Params, build, init_params, map_arrays, map_record, walk, walk_stacked
 from minglm.model.rope import inverse_frequencies, rotation
 from minglm.model.router import Routing, balance_loss, expert_load, router, router_bwd, update_bias
 from minglm.model.transformer import head, head_bwd, transformer, transformer_bwd

@@ -86,7 +86,7 @@ def train_step(state: State, batch: Batch, model: Model, recipe: Recipe) -> tupl
 
 
 def shared_loss_and_grads(batch: Batch, params: Params, config: Config, recipe: Recipe) -> tuple[Loss, Params]:
-    """The mean of the workers' losses and gradients, each worker with its share of the rows; their loads add up.
+    """The mean of the workers' losses and gradients, each the mean over its share of the rows; their loads add up.
 
     NumPy lets other threads run while it computes, so this uses the cores that element-wise operations leave idle. The
     result depends on the number of workers, not on the number of cores.

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a run. The same recipe, seed, data and thread count give the same bits."""
+    """Settings of a run. The same recipe and data give the same bits on the same machine."""
 
     preset: str  # name of a config in minglm.config.PRESETS
     steps: int
