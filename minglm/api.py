@@ -81,7 +81,7 @@ class Model:
         positions = self._check_like("positions", positions, ids)
         segments = self._check_like("segments", segments, ids)
         layers = self.config.num_hidden_layers
-        if stop_at is not None and stop_at not in range(layers + 1):
+        if stop_at is not None and not _is_whole(stop_at, 0, layers):
             raise ValueError(f"stop_at = {stop_at} must be a whole number between 0 and {layers} layers")
         if stop_at is not None and cache is not None:
             raise ValueError("stop_at would leave the cache of the later layers empty; use one of the two")
@@ -99,7 +99,7 @@ class Model:
         segments = self._check_like("segments", segments, ids)
         if not self.params.mtp:
             raise ValueError("this model has no multi-token-prediction layer (num_nextn_predict_layers = 0)")
-        if depth not in range(1, ids.shape[1]):
+        if not _is_whole(depth, 1, ids.shape[1] - 1):
             raise ValueError(f"depth = {depth} must be a whole number between 1 and T − 1 = {ids.shape[1] - 1}")
         checked = _checked_tap(tap, self.config)
         hidden, saved = transformer(ids, self.params, self.config, segments=segments, tap=checked)
@@ -198,8 +198,12 @@ class Model:
         ids = self._prompt_ids(prompt)
         check_room(len(ids), max_new_tokens, self.config.max_position_embeddings)
         how = Sampling(temperature, top_k, top_p, min_p).check()
-        ends = frozenset(self.config.eos_token_id if end_ids is None else end_ids)
-        return steps(self, ids, max_new_tokens, how, ends, seed, _checked_tap(tap, self.config))
+        if not _is_whole(seed, 0, 2**63):
+            raise ValueError(f"seed = {seed!r} must be a whole number, 0 or more")
+        ends = list(self.config.eos_token_id if end_ids is None else np.atleast_1d(np.asarray(end_ids)).tolist())
+        if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
+            raise ValueError(f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1})")
+        return steps(self, ids, max_new_tokens, how, frozenset(ends), seed, _checked_tap(tap, self.config))
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty key/value cache for `forward`; capacity defaults to the model's context."""
@@ -219,10 +223,10 @@ class Model:
 
     def astype(self, dtype: Any) -> "Model":
         """The same model with its weights stored as `dtype`."""
-        from minglm.formats.checkpoint import as_dtype, stored_dtype
+        from minglm.formats.checkpoint import as_dtype, cast
 
         kind = as_dtype(dtype)
-        params = map_arrays(lambda name, array: array.astype(stored_dtype(name, kind)), self.params)
+        params = map_arrays(lambda name, array: cast(name, array, kind).copy(), self.params)
         return Model(self.config, params, self.tokenizer, self.chat_template, self.name)
 
     # -- checking what comes in ------------------------------------------------------------------------------
@@ -260,7 +264,8 @@ class Model:
             raise ValueError(f"the cache has {cache.batch} rows, ids have {len(ids)}")
         if past + ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
-                f"{past} cached tokens + {ids.shape[1]} new ones > context of {self.config.max_position_embeddings}"
+                f"{past} cached tokens + {ids.shape[1]} new ones > context of {self.config.max_position_embeddings}; "
+                "shorten the text"
             )
         return ids.astype(np.int64, copy=False)
 
@@ -313,6 +318,11 @@ def load(name: str | Path, dtype: Any = "float32") -> Model:
     folder = find(name)
     config, params = load_checkpoint(folder, dtype)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"{folder}: tokenizer.json has {len(tokenizer)} tokens, the model only {config.vocab_size}; it belongs to "
+            "another model, remove it or put the right one in its place"
+        )
     return Model(config, params, tokenizer, ChatTemplate.load(folder), folder.name)
 
 
@@ -351,6 +361,10 @@ def _pieces(decoder: "StreamDecoder", steps: "Iterator[Step]") -> Iterator[str]:
             yield piece
     if piece := decoder.finish():
         yield piece
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int | np.integer) and bool(least <= value <= most)
 
 
 def _as_array(ids: Any) -> Array:

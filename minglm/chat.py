@@ -19,7 +19,12 @@ def chat(model: Model, thinking: bool = True, max_new_tokens: int = 128, **sampl
             messages.clear()
         elif line:
             messages.append({"role": "user", "content": line})
-            answer = _answer(model, messages, thinking, max_new_tokens, sampling)
+            try:
+                answer = _answer(model, messages, thinking, max_new_tokens, sampling)
+            except ValueError as error:  # a full context, most likely: say so, and keep what was said before
+                messages.pop()
+                print(f"{error}\n(/clear makes room)")
+                continue
             messages.append({"role": "assistant", "content": answer})
 
 

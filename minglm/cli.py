@@ -17,7 +17,7 @@ DEMO_PROMPT = "17+25="
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 2 for wrong input, 130 if interrupted."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError) as error:
         print(f"minglm {given.command}: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"minglm {given.command}: not enough memory: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nminglm {given.command}: interrupted", file=sys.stderr)
@@ -94,7 +97,7 @@ def _train(given: argparse.Namespace) -> None:
     if given.recipe in RECIPES:
         recipe, name = RECIPES[given.recipe], given.recipe
     elif Path(given.recipe).is_file():
-        recipe, name = Recipe.from_json(Path(given.recipe).read_text("utf-8")), Path(given.recipe).stem
+        recipe, name = Recipe.from_json(_text_or_file(given.recipe)), Path(given.recipe).stem
     else:
         raise ValueError(f"{given.recipe!r} is neither a recipe file nor one of {', '.join(RECIPES)}")
     if given.steps is not None:
@@ -230,4 +233,11 @@ def _sampling(given: argparse.Namespace) -> dict[str, Any]:
 
 def _text_or_file(prompt: str) -> str:
     path = Path(prompt)
-    return path.read_text("utf-8") if len(prompt) < 256 and path.is_file() else prompt
+    try:
+        if path.is_dir():
+            raise ValueError(f"{prompt} is a folder; give a text file, or text")
+        return path.read_text("utf-8") if path.is_file() else prompt
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{prompt}: not UTF-8 text: {error}") from error
+    except OSError:  # too long for a file's name
+        return prompt

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minglm.api import Model
+from minglm.generate.loop import check_room
 from minglm.look.describe import describe
 from minglm.look.routing import RoutingTable
 from minglm.look.tables import table
@@ -14,7 +15,9 @@ INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of th
 
 
 def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: bool = False, say: Say = print) -> None:
-    """Print architecture, steps, routing and continuation; save the load plot and say where."""
+    """Print architecture, steps, routing and continuation; save the load plot and say where. Checks come first."""
+    check_room(model.as_ids(prompt).shape[1], max_new_tokens, model.config.max_position_embeddings)
+    save = plot_file(save)
     say(f"\n1. The model\n\n{describe(model)}")
     trace = model.trace(prompt)
     say(f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n")
@@ -67,6 +70,15 @@ def save_load_plot(routing: RoutingTable, path: Path) -> Path:
     """The layer × expert heat map as a PNG."""
     from minglm.look.plots import plot_load
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = plot_file(path)
     plot_load(routing.indices, routing.experts, routing.layers).savefig(path, dpi=120)
     return path.resolve()
+
+
+def plot_file(path: Path) -> Path:
+    """The PNG to write, its folder made: `path` itself, or demo-load.png in it if it is a folder."""
+    path = path / "demo-load.png" if path.is_dir() else path
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path}: the plot is a PNG; give a name that ends in .png, or a folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -490,3 +490,42 @@ def test_rendered_answer_parses_back(calls, thinking, content):
     answer = render(HI, message, add_generation_prompt=False).removeprefix(render(HI))
     expected = Answer(thinking.strip() or None, content.strip() or None, [ToolCall(*call) for call in calls])
     assert parse_answer(answer, tools) == expected
+
+
+# -- what went wrong once ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"output": "lost"}]},
+        {"role": "user", "content": [{"type": "text", "text": None}]},
+        {"role": "user", "content": [{"type": "image_url", "text": "x"}]},
+        {"role": "assistant", "content": "a", "reasoning_content": 5},
+        {"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "f", "arguments": 0}}]},
+    ],
+)
+def test_nothing_is_dropped_in_silence(message):
+    with pytest.raises(ValueError, match=r"messages\[0\]"):
+        ChatTemplate().render([message])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+        "{% if a %}" * 120 + "{% endif %}" * 120,
+        "{% break %}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_templates_that_break_the_compiler_are_refused(source):
+    with pytest.raises(ValueError, match="chat template"):
+        ChatTemplate(source)
+
+
+@pytest.mark.parametrize("schema", [{"type": 5}, {"anyOf": 5}, {"type": [{}]}, {"oneOf": [3]}, 7])
+def test_odd_schemas_count_as_untyped(schema):
+    tools = [{"function": {"name": "f", "parameters": {"properties": {"k": schema}}}}]
+    text = "<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"
+    assert parse_answer(text, tools).tool_calls[0].arguments == {"k": 1}

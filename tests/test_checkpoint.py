@@ -686,3 +686,44 @@ def test_a_loaded_model_runs(tmp_path) -> None:
     config, again = load_checkpoint(tmp_path)
     ids = np.arange(12).reshape(2, 6)
     assert np.array_equal(transformer(ids, again, config)[0], transformer(ids, params, MICRO)[0])
+
+
+# -- what went wrong once ----------------------------------------------------------------------------------------
+
+
+def test_numbers_too_large_for_the_dtype_are_named(tmp_path):
+    params = map_arrays(lambda n, a: a * 1e6 if n == "lm_head.weight" else a, random_params())
+    with pytest.raises(ValueError, match=r"lm_head.weight holds numbers too large for float16"):
+        save_checkpoint(tmp_path, MICRO, params, "float16")
+    assert not list(tmp_path.glob("*"))
+    save_checkpoint(tmp_path, MICRO, params, "bfloat16")
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers"])
+def test_a_config_from_a_dream_is_refused_at_once(field, tmp_path):
+    config = MICRO.replace(n_group=1, topk_group=1)
+    save_checkpoint(tmp_path, config, random_params(config))
+    values = {**config.to_dict(), field: 2 * 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"asks for more than 2,000,000,\d\d\d tensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_empty_tensors_are_passed_over(tmp_path):
+    """transformers writes shared experts of size zero where the config has none."""
+    config = MICRO.replace(n_shared_experts=0)
+    save_checkpoint(tmp_path, config, random_params(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.shared_experts.up_proj.weight"] = np.zeros((0, 20), np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_same(load_checkpoint(tmp_path)[1], random_params(config))
+
+
+def test_a_tokenizer_of_another_model_is_named(tmp_path):
+    from minglm.api import load
+    from minglm.text.tokenizer import train_tokenizer
+
+    save_checkpoint(tmp_path, MICRO, random_params())
+    train_tokenizer([], 292).save(tmp_path)
+    with pytest.raises(ValueError, match=r"tokenizer.json has 292 tokens, the model only 61"):
+        load(tmp_path)

@@ -149,15 +149,20 @@ def test_training_on_own_text(tmp_path, monkeypatch):
         (["train", "no-such-recipe"], "neither a recipe file nor one of"),
         (["train", "--data", "missing.txt", "--run-folder", "TMP/r"], "missing.txt"),
         (["new", "GLM-9", "x"], "no preset"),
+        (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "max_new_tokens"),
+        (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),
+        (["routing", "--model", "FOLDER", "TMP"], "is a folder"),
+        (["generate", "--model", "FOLDER", "x", "--seed", "-1"], "seed"),
         (["inspect", "TMP"], "is this the folder of a model?"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, folder, tmp_path, capsys):
     filled = [a.replace("FOLDER", folder).replace("TMP", str(tmp_path)) for a in arguments]
-    code, _, err = run(capsys, *filled)
+    code, out, err = run(capsys, *filled)
     assert code == 2
     assert says in err
     assert "Traceback" not in err
+    assert out == "" or arguments[0] != "demo"  # checks come before any work
 
 
 def test_help_and_module():
@@ -182,3 +187,17 @@ def test_a_closed_pipe_is_no_error(folder):
     command = f'"{sys.executable}" -m minglm trace --model "{folder}" abc | head -n 1'
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, encoding="utf-8")
     assert "Traceback" not in done.stderr
+
+
+def test_routing_takes_text_longer_than_any_file_name(folder, tmp_path, capsys):
+    text = "你好" * 20 + "x" * 100
+    assert run(capsys, "routing", "--model", folder, text, "--save", str(tmp_path / "r"))[0] == 0
+
+
+def test_a_full_context_does_not_end_the_chat(folder, capsys, monkeypatch):
+    lines = iter(["x" * 300, "Bye", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
+    assert code == 0
+    assert "context of 256" in out
+    assert "/clear makes room" in out

@@ -110,7 +110,7 @@ def test_debugger_session(tmp_path):
 
 def _place(line: str) -> str:
     """A line of pdb without the folders in front of the file's name."""
-    return re.sub(r"(> |at )\S*/", r"\1", line)
+    return re.sub(r"(> |at )\S*/", r"\1", line).partition("->(")[0]
 
 
 # -- links -------------------------------------------------------------------------------------------------------

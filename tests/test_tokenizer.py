@@ -282,3 +282,22 @@ def test_import_is_light():
     script = "import sys, minglm.text; print(sorted({'tokenizers', 'jinja2'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_truncation_and_padding_in_the_file_are_not_obeyed(tmp_path):
+    """Training scripts leave them behind; transformers does not follow them either."""
+    tokenizer = train_tokenizer([], 292)
+    wanted = tokenizer.encode("def f(x)")
+    tokenizer.library.enable_truncation(3)
+    tokenizer.library.enable_padding(length=50)
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode("def f(x)") == wanted
+
+
+def test_a_save_that_dies_leaves_the_old_tokenizer(tmp_path, monkeypatch):
+    train_tokenizer([], 292).save(tmp_path)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        train_tokenizer(["abab"], 293).save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == before

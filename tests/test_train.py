@@ -17,6 +17,7 @@ import pytest
 import minglm
 from minglm.api import Model
 from minglm.data.batches import Batch
+from minglm.formats.files import only_one, write_text
 from minglm.model import shift_targets
 from minglm.model.params import map_arrays, walk_stacked
 from minglm.train import loop
@@ -239,7 +240,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    monkeypatch.setattr("minglm.formats.checkpoint.save_file", full)
     with pytest.raises(OSError, match="No space"):
         train(model, RECIPE, Batches(), tmp_path, progress=False)
     monkeypatch.undo()
@@ -255,3 +256,72 @@ def test_recipes_round_trip_and_refuse_nonsense():
     for change in ({"steps": 0}, {"learning_rate": 0.0}, {"sequence_length": 1}, {"workers": 0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             replace(recipe, **change)
+
+
+# -- what went wrong once ----------------------------------------------------------------------------------------
+
+
+def test_a_diverged_model_is_never_saved(tmp_path, model):
+    """The loss is finite, the update is not: nothing of it may reach a checkpoint, the last step's included."""
+    for steps in (1, 6):
+        wild = replace(RECIPE, steps=steps, learning_rate=1e39, final_rate=1e39, warmup=1, save_every=1)
+        with pytest.raises(DivergedError, match=r"step 0: the update would make .* NaN or infinite.*none yet"):
+            train(model, wild, Batches(), tmp_path / str(steps), progress=False)
+        assert newest_checkpoint(tmp_path / str(steps)) is None
+
+
+def test_one_process_at_a_time(tmp_path, model):
+    with only_one(tmp_path), pytest.raises(OSError, match="another process is working here"):
+        train(model, RECIPE, Batches(), tmp_path, progress=False)
+    train(model, RECIPE, Batches(), tmp_path, stop_after=1, progress=False)  # and it is let go
+
+
+@pytest.mark.parametrize("damage", ["optimiser.safetensors", "state.json"])
+def test_damaged_state_is_named(damage, tmp_path, model):
+    train(model, RECIPE, Batches(), tmp_path, stop_after=4, progress=False)
+    (newest_checkpoint(tmp_path) / damage).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=r"checkpoint-000004: its optimiser state cannot be read"):
+        train(model, RECIPE, Batches(), tmp_path, progress=False)
+
+
+def test_other_folders_and_damaged_lines_are_no_obstacle(tmp_path, uninterrupted):
+    train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, stop_after=5, progress=False)
+    (tmp_path / "checkpoint-backup").mkdir()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("garbage\n")
+    resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
+    assert bits(resumed) == uninterrupted[0]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_a_killed_first_write_leaves_no_half_file(tmp_path, monkeypatch):
+    path = tmp_path / "recipe.json"
+    write_text(path, "old")
+    monkeypatch.setattr("os.replace", lambda *args: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        write_text(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("value", ["5", None, [], -1, 1.5, float("nan"), float("inf"), True, {}])
+@pytest.mark.parametrize(
+    "name", ["steps", "batch_size", "workers", "save_every", "learning_rate", "bias_rate", "preset"]
+)
+def test_recipe_values_of_the_wrong_kind_are_named(name, value):
+    if name in ("learning_rate", "bias_rate") and value == 1.5:
+        return
+    values = {**json.loads(RECIPES["glm-nano"].to_json()), name: value}
+    with pytest.raises(ValueError, match=f"recipe: {name} = "):
+        Recipe.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", "{}", "{", "[" * 100000, '{"steps": 3}'])
+def test_what_is_no_recipe_is_said_so(text):
+    with pytest.raises(ValueError, match="recipe: "):
+        Recipe.from_json(text)
+
+
+def test_a_sequence_must_fit_the_context():
+    with pytest.raises(ValueError, match="at most the context of glm-nano, 512"):
+        replace(RECIPES["glm-nano"], sequence_length=600)

@@ -157,13 +157,14 @@ def load_text_files(paths: Iterable[str | Path], domain: str = "text") -> list[D
 def hold_out_tails(documents: Iterable[Document], share: float = 0.05) -> tuple[list[Document], list[Document]]:
     """Each document's text up to a line near its end for training, and the rest, about `share` of it, held out.
 
-    A document that is one line, or too short to spare any, is for training whole.
+    A document that is one line is for training whole; tails under 40 characters are dropped.
     """
     kept, held_out = [], []
     for document in documents:
         cut = document.text.rfind("\n", 0, int(len(document.text) * (1 - share))) + 1 or len(document.text)
         kept.append(make_document(document.domain, document.name, document.text[:cut]))
-        if tail := document.text[cut:]:
+        tail = document.text[cut:]
+        if len(tail) >= 40:  # shorter ones may be a single token, with nothing to predict
             held_out.append(make_document(document.domain, document.name, tail))
     return kept, held_out
 
@@ -200,8 +201,8 @@ def _read_user_text(path: Path) -> str:
 def _json_text(path: Path, number: int, line: str) -> str:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg}); wanted one object per line") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error}); wanted one object per line") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise ValueError(f'{path}, line {number}: no "text" string; wanted {{"text": "…"}} on every line')

@@ -32,4 +32,6 @@ def bits_per_byte(
         loss, _ = cross_entropy(head(hidden, model.params), batch.targets)
         nats += float(loss) * scored.size
         size += sum(len(tokenizer.token_bytes(i)) for i in scored.tolist() if i not in tokenizer.end_ids)
+    if not size:
+        raise ValueError("bits per byte need text of two tokens or more")
     return nats / math.log(2) / size

@@ -51,6 +51,15 @@ def stored_dtype(name: str, dtype: np.dtype) -> np.dtype:
     return np.promote_types(dtype, np.float32) if name.endswith("e_score_correction_bias") else dtype
 
 
+def cast(name: str, array: Array, dtype: np.dtype) -> Array:
+    """A tensor as it is stored in `dtype`. Raises ValueError for finite numbers that are too large for it."""
+    with np.errstate(over="ignore"):
+        stored = array.astype(stored_dtype(name, dtype), copy=False)
+    if stored.dtype.itemsize < array.dtype.itemsize and (np.isfinite(array) & ~np.isfinite(stored)).any():
+        raise ValueError(f"{name} holds numbers too large for {dtype.name}; take bfloat16 or float32")
+    return stored
+
+
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +77,7 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
     with _open_files(folder) as found:
         config = _config_of(folder)
         config, own_ends = _mtp_layout(config, found.keys(), folder)
+        _check_count(config, len(found), folder)
         _check(found, {n: a.shape for n, a in walk(shapes(config, own_ends))}, folder)
         not_finite: list[str] = []
 
@@ -159,11 +169,21 @@ def _weight_files(folder: Path) -> list[Path]:
     return paths
 
 
+def _check_count(config: Config, found: int, folder: Path) -> None:
+    """Before every name is written out: a config with sizes from a dream must not take forever to be refused."""
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    least = layers + (config.n_routed_experts if config.is_moe(layers - 1) else 0)
+    if least > found + 10**5:
+        raise ValueError(f"{folder}: config.json asks for more than {least:,} tensors, the files hold {found:,}")
+
+
 def _check(found: dict[str, Any], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
     problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
     for name, file in found.items():
         part = file.get_slice(name)
         shape, kind = tuple(part.get_shape()), part.get_dtype()
+        if 0 in shape:
+            continue  # transformers writes empty tensors where there are no shared experts
         if name not in expected:
             problems.append(f"unexpected: {name} {list(shape)}")
         elif shape != expected[name]:
@@ -197,7 +217,7 @@ def save_checkpoint(
     folder, kind = Path(folder), as_dtype(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: np.ascontiguousarray(array, dtype=stored_dtype(name, kind))  # safetensors 0.8 garbles transposed views
+        name: np.ascontiguousarray(cast(name, array, kind))  # safetensors 0.8 garbles transposed views
         for name, array in walk(params)
     }
     shards = _split(tensors, max_shard_bytes)
@@ -206,7 +226,7 @@ def save_checkpoint(
     final, ready, waiting = _SINGLE if len(shards) == 1 else _INDEX, folder / f"model-{mark}.tmp", None
     try:
         if len(shards) == 1:
-            _write(ready, shards[0])
+            write_tensors(ready, shards[0])
         else:
             _write_shards(folder, shards, mark)
         if text != _text(folder / "config.json"):
@@ -248,7 +268,8 @@ def _split(tensors: dict[str, Array], max_bytes: int) -> list[dict[str, Array]]:
     return shards
 
 
-def _write(path: Path, tensors: dict[str, Array]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Array]) -> None:
+    """One safetensors file, on the disk when this returns. Raises OSError if it cannot be written."""
     try:  # "format" is the layout's name, transformers looks for it; a second entry would change places at random
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -263,7 +284,7 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]], mark: str) -> No
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         name = f"model-{i:05d}-of-{len(shards):05d}-{mark}.safetensors"
-        _write(folder / name, shard)
+        write_tensors(folder / name, shard)
         weight_map.update(dict.fromkeys(shard, name))
     total = sum(array.nbytes for shard in shards for array in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

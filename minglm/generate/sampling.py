@@ -17,6 +17,9 @@ class Sampling(NamedTuple):
 
     def check(self) -> "Sampling":
         """Returns itself. Raises ValueError naming the setting that makes no sense."""
+        for name in ("temperature", "top_p", "min_p"):
+            if not isinstance(getattr(self, name), int | float | np.number):
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be a number")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature = {self.temperature} must be a finite number, 0 or more")
         if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:

@@ -36,6 +36,8 @@ _ROUTING = tuple(
 
 def _selected(names: Sequence[str], keep: str) -> set[str]:
     """The names that one of the patterns in `keep` matches. Raises ValueError for a pattern that matches none."""
+    if not isinstance(keep, str):
+        raise ValueError(f"keep = {keep!r} must be one str, patterns separated by commas")
     patterns = [pattern.strip() for pattern in keep.split(",") if pattern.strip()]
     if not patterns:
         raise ValueError(f"keep = {keep!r} names nothing; give patterns such as 'layers.1.*,logits', or '*' for all")
@@ -131,7 +133,7 @@ def take_trace(
     taps = expected_taps(config, B, T)
     shown = _selected([t.name for t in taps], keep)
     needed = estimate_bytes(config, B, T, keep, np.dtype(model.compute_dtype).itemsize)
-    if needed > limit:
+    if not needed <= limit:
         raise ValueError(
             f"keep = {keep!r} for {B} × {T} tokens would take {needed:,} bytes, the limit is {int(limit):,}; narrow "
             "keep (for example 'layers.*.out'), shorten the prompt, or raise limit="

@@ -54,7 +54,7 @@ def _yarn(periods: Array, scaling: Mapping[str, Any], config: Config) -> tuple[A
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, r - 1)
-    ramp = (np.arange(r // 2).astype(periods.dtype) - low) / max(high - low, 0.001)
+    ramp = (np.arange(r // 2).astype(periods.dtype) - low) / (high - low or 0.001)
     slowed = np.clip(ramp, 0, 1)  # 0: as it was, 1: slowed fully
     return 1 / periods * (1 - slowed) + 1 / (factor * periods) * slowed, _yarn_attention_factor(scaling)
 

@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from minglm.formats.files import write_text
+
 if TYPE_CHECKING:
     import jinja2
 
@@ -35,6 +37,8 @@ class ChatTemplate:
             self._template = _environment().from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"chat template, line {error.lineno}: {error.message}") from error
+        except Exception as error:  # deep nesting breaks Python's own compiler, in several ways
+            raise ValueError(f"chat template does not compile: {type(error).__name__}: {error}") from error
 
     @staticmethod
     def load(folder: str | Path) -> ChatTemplate:
@@ -42,12 +46,12 @@ class ChatTemplate:
         path = Path(folder) / "chat_template.jinja"
         try:
             return ChatTemplate(path.read_text("utf-8") if path.exists() else _template_in_config(Path(folder)))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot use the chat template in {folder}: {error}") from error
 
     def save(self, folder: str | Path) -> None:
         """Write `chat_template.jinja`, where transformers and the engines look for it."""
-        (Path(folder) / "chat_template.jinja").write_text(self.source, encoding="utf-8")
+        write_text(Path(folder) / "chat_template.jinja", self.source)
 
     def render(
         self,
@@ -104,7 +108,7 @@ def _template_in_config(folder: Path) -> str | None:
     config = _mapping(json.loads(path.read_text("utf-8"))) if path.exists() else {}
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry.get("name"): entry.get("template") for entry in map(_mapping, template)}
+        named = {str(entry.get("name")): entry.get("template") for entry in map(_mapping, template)}
         template = named.get("default", template)
     if not isinstance(template, str | None):
         raise ValueError(f"chat_template in {path} is {type(template).__name__}, wanted Jinja text")
@@ -141,11 +145,14 @@ def _checked_message(where: str, message: Message) -> dict[str, Any]:
     content = message.get("content")
     if content is None and calls:
         content = ""
-    _check_content(where, content)
+    _check_content(where, content, ("text", "output") if message["role"] == "tool" else ("text",))
+    thinking = message.get("reasoning_content")
+    if not isinstance(thinking, str | None):
+        raise ValueError(f"{where}: reasoning_content is {type(thinking).__name__}; wanted a str")
     return _plain(where, {**message, "content": content})
 
 
-def _check_content(where: str, content: Any) -> None:
+def _check_content(where: str, content: Any, fields: tuple[str, ...]) -> None:
     if content is None:
         raise ValueError(f'{where}: content is missing or None; wanted text. Try "" for an empty turn')
     if isinstance(content, str):
@@ -153,7 +160,11 @@ def _check_content(where: str, content: Any) -> None:
     if not isinstance(content, list | tuple):
         raise ValueError(f"{where}: content is {type(content).__name__}; wanted a str or a list of text parts")
     for index, part in enumerate(content):
-        if not (isinstance(part, str) or (isinstance(part, Mapping) and part.keys() & {"text", "output"})):
+        if isinstance(part, str):
+            continue
+        held = [part[name] for name in fields if name in part] if isinstance(part, Mapping) else []
+        is_text = bool(held) and part.get("type", "text") in fields and ("output" in part or isinstance(held[0], str))
+        if not is_text:
             raise ValueError(f"{where}: content[{index}] is not text; minglm reads only text parts")
 
 
@@ -161,7 +172,9 @@ def _check_call(where: str, call: Any) -> None:
     function = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValueError(f'{where} has no function name; wanted {{"function": {{"name": …, "arguments": {{…}}}}}}')
-    arguments = function.get("arguments") or {}
+    arguments = function.get("arguments")
+    if arguments is None:
+        return
     if not isinstance(arguments, Mapping):
         hint = ". Try json.loads(arguments)" if isinstance(arguments, str) else ""
         raise ValueError(f"{where}: arguments is {type(arguments).__name__}; wanted a dict{hint}")
@@ -330,10 +343,11 @@ def _parameters_by_name(tools: list[dict[str, Any]]) -> dict[str, Mapping[str, A
 def _types(schema: Any) -> set[str]:
     """The type names a JSON schema allows; empty if it does not say."""
     schema = _mapping(schema)
-    types = schema.get("type") or []
-    allowed = {types} if isinstance(types, str) else set(types)
+    types = schema.get("type")
+    allowed = {name for name in (types if isinstance(types, list) else [types]) if isinstance(name, str)}
     for key in ("anyOf", "oneOf"):
-        for option in schema.get(key) or []:
+        options = schema.get(key)
+        for option in options if isinstance(options, list) else []:
             allowed |= _types(option)
     return allowed
 

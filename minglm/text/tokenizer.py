@@ -17,6 +17,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minglm.formats.files import write_text
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -67,6 +69,8 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"{path} is not a tokenizer ({error}). {_COPY_AGAIN}") from error
         _require_byte_level(path, text)
+        library.no_truncation()  # left over from training; transformers does not obey them either
+        library.no_padding()
         config_path = path.with_name("tokenizer_config.json")
         return Tokenizer(library, _read_json(config_path) if config_path.exists() else {})
 
@@ -74,9 +78,8 @@ class Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, which transformers loads with the same ids."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(self.library.to_str(pretty=True), encoding="utf-8")
-        config = json.dumps(self.config, ensure_ascii=False, indent=2) + "\n"
-        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+        write_text(folder / "tokenizer.json", self.library.to_str(pretty=True))
+        write_text(folder / "tokenizer_config.json", json.dumps(self.config, ensure_ascii=False, indent=2) + "\n")
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Text to ids [T]. No token is put in front: `[gMASK]<sop>` is the chat template's work.
@@ -291,7 +294,7 @@ def _read(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). {_COPY_AGAIN}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, wanted a JSON object. {_COPY_AGAIN}")

@@ -19,7 +19,8 @@ import numpy as np
 from minglm.api import Model
 from minglm.config import Config
 from minglm.data.batches import Batch
-from minglm.formats.checkpoint import load_checkpoint
+from minglm.formats.checkpoint import load_checkpoint, write_tensors
+from minglm.formats.files import only_one, write_text
 from minglm.model.loss import Loss, loss_and_grads
 from minglm.model.ops import Array
 from minglm.model.params import Params, map_arrays, walk_stacked
@@ -63,7 +64,7 @@ class Metrics(NamedTuple):
 
 
 class DivergedError(ValueError):
-    """The loss or a gradient is no longer a number."""
+    """The loss, a gradient or a parameter is no longer a number."""
 
 
 # -- one step ----------------------------------------------------------------------------------------------------
@@ -82,6 +83,9 @@ def train_step(state: State, batch: Batch, model: Model, recipe: Recipe) -> tupl
         raise DivergedError(f"step {state.step}: loss {float(loss.total)}, gradient norm {norm}")
     params, optimiser = state.optimiser.update(state.params, clip(grads, norm, recipe.clip_norm), rate)
     params = _balanced(params, loss.load, recipe.bias_rate)
+    if broken := [name for name, array in walk_stacked(params) if not np.isfinite(array).all()]:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise DivergedError(f"step {state.step}: the update would make {broken[0]}{more} NaN or infinite")
     return State(params, optimiser, state.step + 1), _metrics(state.step, loss, norm, rate)
 
 
@@ -148,14 +152,29 @@ def train(
 
     `evaluate(model)` is called every `eval_every` steps and its numbers are written to the metrics. `stop_after`
     ends the session after that many steps (for tests). Raises ValueError for a run folder of another recipe,
-    DivergedError with the last good checkpoint when the loss is no longer a number.
+    DivergedError with the last good checkpoint when the loss is no longer a number, OSError when another process is
+    training in `run`.
     """
+    run.mkdir(parents=True, exist_ok=True)
+    with only_one(run):
+        _same_recipe(run, recipe)
+        state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
+        last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
+        return _train(model, recipe, batches, run, evaluate, state, last, progress)
+
+
+def _train(
+    model: Model,
+    recipe: Recipe,
+    batches: Batches,
+    run: Path,
+    evaluate: Evaluate | None,
+    state: State,
+    last: int,
+    progress: bool,
+) -> Model:
     from threadpoolctl import threadpool_limits
 
-    run.mkdir(parents=True, exist_ok=True)
-    _same_recipe(run, recipe)
-    state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
-    last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
     with (
         threadpool_limits(1),  # the workers are the threads; so sums do not depend on the machine's cores
         _Log(run, state.step) as log,
@@ -188,7 +207,7 @@ def _with(model: Model, params: Params) -> Model:
 def _same_recipe(run: Path, recipe: Recipe) -> None:
     path = run / "recipe.json"
     if not path.exists():
-        path.write_text(recipe.to_json(), "utf-8")
+        write_text(path, recipe.to_json())
     elif path.read_text("utf-8") != recipe.to_json():
         raise ValueError(f"{run} holds a run with another recipe (see recipe.json); give another folder or remove it")
 
@@ -198,40 +217,49 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The complete checkpoint with the most steps."""
-    return max(run.glob("checkpoint-??????"), default=None)
+    return max(_checkpoints(run), key=_steps, default=None)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     """Write `checkpoint-NNNNNN`, then remove the oldest but `KEPT`."""
-    from safetensors.numpy import save_file
-
     final, unfinished = run / f"checkpoint-{state.step:06d}", run / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save(unfinished, dtype=model.compute_dtype)
-    save_file(dict(state.optimiser.walk()), unfinished / "optimiser.safetensors")
+    write_tensors(unfinished / "optimiser.safetensors", dict(state.optimiser.walk()))
     about = {"step": state.step, "workers": recipe.workers, "numpy": np.__version__}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.replace(unfinished, final)
-    for old in sorted(run.glob("checkpoint-??????"))[:-KEPT]:
+    for old in sorted(_checkpoints(run), key=_steps)[:-KEPT]:
         shutil.rmtree(old)
     return final
 
 
 def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | None:
     """The state in the newest checkpoint, or None if there is none yet."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     folder = newest_checkpoint(run)
     if folder is None:
         return None
-    about = json.loads((folder / "state.json").read_text("utf-8"))
     _, params = load_checkpoint(folder, dtype)
-    arrays = load_file(folder / "optimiser.safetensors")
-    first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
-    second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
-    optimiser = AdamW(first, second, about["step"], weight_decay=recipe.weight_decay)
-    return State(params, optimiser, about["step"])
+    try:
+        step = json.loads((folder / "state.json").read_text("utf-8"))["step"]
+        arrays = load_file(folder / "optimiser.safetensors")
+        first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
+        second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
+    return State(params, AdamW(first, second, step, weight_decay=recipe.weight_decay), step)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------
@@ -242,10 +270,7 @@ class _Log:
 
     def __init__(self, run: Path, step: int):
         path = run / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] < step]
-        part = run / "metrics.part"
-        part.write_text("".join(kept), "utf-8")
-        os.replace(part, path)
+        write_text(path, "".join(line for line in _lines(path) if _step_of(line) < step))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
@@ -265,6 +290,14 @@ def _lines(path: Path) -> Iterator[str]:
     """The complete lines of a file that may end in the middle of one, or not exist."""
     if path.exists():
         yield from (line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n"))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; infinite for a damaged line, which is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 class _Progress:

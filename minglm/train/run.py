@@ -18,6 +18,7 @@ from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
 from minglm.evaluate.report import report
+from minglm.formats.files import write_text
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
@@ -87,7 +88,7 @@ def _note_files(run: Path, docs: list[Document], say: Say) -> None:
         say(f"careful: {difference}")
     elif not path.exists():
         run.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=0) + "\n", "utf-8")
+        write_text(path, json.dumps(found, indent=0) + "\n")
 
 
 def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say = print) -> Model:

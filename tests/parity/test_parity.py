@@ -134,6 +134,20 @@ def test_far_positions(scaling, tmp_path):
     assert error(model.forward(ids, positions=positions).logits, theirs) <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"original_max_position_embeddings": 4, "truncate": False}, {"beta_fast": 1.0, "beta_slow": 40.0}],
+    ids=["short original", "bounds swapped"],
+)
+def test_yarn_with_its_ramp_upside_down(change, tmp_path):
+    """Nonsense settings, but the same nonsense: found by fuzzing."""
+    config = MICRO.replace(rope_scaling={**YARN, **change}, head_dim=16)
+    model = Model(config, random_params(config, 9))
+    ids = random_ids(config, 9)
+    theirs = _theirs(model, tmp_path, ids, None, np.tile(np.arange(ids.shape[1]), (len(ids), 1)))
+    assert error(model.forward(ids).logits, theirs) <= 1e-5
+
+
 def test_their_folder_opens_here(tmp_path):
     """transformers saves without the MTP layers, which its model does not have."""
     config = MICRO.replace(num_nextn_predict_layers=0)
