@@ -207,6 +207,9 @@ class Model:
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty key/value cache for `forward`; capacity defaults to the model's context."""
+        for name, value in (("batch", batch), ("capacity", capacity)):
+            if value is not None and not _is_whole(value, 1, 2**31):
+                raise ValueError(f"{name} = {value!r} must be a whole number, 1 or more")
         return KVCache(self.config, batch, capacity, self.compute_dtype)
 
     # -- keeping ---------------------------------------------------------------------------------------------
@@ -259,15 +262,25 @@ class Model:
                 f"token id {ids[b, t]} at row {b}, position {t} is outside the vocabulary (0 … "
                 f"{self.config.vocab_size - 1})"
             )
-        past = 0 if cache is None else int(cache.length.max())
-        if cache is not None and cache.batch != len(ids):
-            raise ValueError(f"the cache has {cache.batch} rows, ids have {len(ids)}")
+        past = 0
+        if cache is not None:
+            self._check_cache(cache, len(ids))
+            past = int(cache.length.max())
         if past + ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"{past} cached tokens + {ids.shape[1]} new ones > context of {self.config.max_position_embeddings}; "
                 "shorten the text"
             )
         return ids.astype(np.int64, copy=False)
+
+    def _check_cache(self, cache: KVCache, rows: int) -> None:
+        if not isinstance(cache, KVCache):
+            raise ValueError(f"cache is a {type(cache).__name__}, wanted a KVCache; make one with model.new_cache()")
+        c, (layers, batch, _, kv_heads, head_dim) = self.config, cache.k.shape
+        if (layers, kv_heads, head_dim) != (c.num_hidden_layers, c.num_key_value_heads, c.head_dim):
+            raise ValueError("the cache was made for another model; make one with model.new_cache()")
+        if batch != rows:
+            raise ValueError(f"the cache has {batch} rows, ids have {rows}")
 
     def _check_like(self, name: str, given: Any, ids: Array) -> Array | None:
         if given is None:
@@ -331,11 +344,13 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     from minglm.formats.checkpoint import as_dtype
 
     name = "model"
-    if isinstance(config, str):
-        name = config
-        if config not in PRESETS:
+    if not isinstance(config, Config):
+        name = str(config)
+        if name not in PRESETS:
             raise ValueError(f"no preset {config!r}; there are {', '.join(PRESETS)}")
-        config = PRESETS[config]
+        config = PRESETS[name]
+    if not _is_whole(seed, 0, 2**63):
+        raise ValueError(f"seed = {seed!r} must be a whole number, 0 or more")
     kind = as_dtype(dtype)
     params = init_params(config, np.random.default_rng(seed), np.float64 if kind == np.float64 else np.float32)
     return Model(config, params, name=name).astype(kind)
@@ -343,6 +358,8 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
 
 def find(name: str | Path) -> Path:
     """The folder of a checkpoint: an existing folder, else a shipped checkpoint of that name."""
+    if not isinstance(name, str | Path) or not str(name):
+        raise ValueError(f"a checkpoint is given as a folder or a name, got {name!r}")
     path = Path(name)
     if path.is_dir():
         return path

@@ -1,6 +1,7 @@
 """The public face: what may come in, taps, stopping early, fresh and converted models, finding checkpoints."""
 
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -424,3 +425,42 @@ def test_the_real_shipped_checkpoints_are_found(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match="nothing-of-that-name: no such folder"):
         api.find("nothing-of-that-name")
     assert Path(os.getcwd()) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: minglm.load(None), "got None"),
+        (lambda m: minglm.load(""), "got ''"),
+        (lambda m: minglm.new(None), "no preset None"),
+        (lambda m: minglm.new("micro", seed=1.5), "seed = 1.5"),
+        (lambda m: m.new_cache(1.5), "batch = 1.5"),
+        (lambda m: m.new_cache(1, -1), "capacity = -1"),
+        (lambda m: m.forward(IDS, cache=3), "cache is a int"),
+        (lambda m: m.forward(IDS, cache=minglm.new("glm-nano").new_cache()), "another model"),
+        (lambda m: m.forward(IDS, stop_at=1.0), "stop_at = 1.0"),
+        (lambda m: m.mtp(IDS, depth=1.0), "depth = 1.0"),
+        (lambda m: m.generate([1], 3, seed=-1), "seed = -1"),
+        (lambda m: m.generate([1], 3, temperature="x"), "temperature = 'x'"),
+        (lambda m: m.generate([1], 3, end_ids=[10**6]), "end_ids: 1000000"),
+        (lambda m: m.generate([1], 3, end_ids=["a"]), "end_ids: 'a'"),
+        (lambda m: m.trace([1, 2], keep=["logits"]), "keep = "),
+        (lambda m: m.trace([1, 2], limit=float("nan")), "the limit is nan"),
+    ],
+)
+def test_what_does_not_fit_is_named(model, call, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(model)
+
+
+def test_a_tap_may_not_send_tokens_where_they_do_not_belong(model):
+    def twice(name, array):
+        return np.zeros_like(array) if name.endswith("expert_indices") else None
+
+    def lost(name, array):
+        return array * 0 if name.endswith(".tokens") else None
+
+    with pytest.raises(ValueError, match="3 different experts between 0 and 7"):
+        model.forward(IDS, tap=twice)
+    with pytest.raises(ValueError, match="follows from expert_indices"):
+        model.forward(IDS, tap=lost)

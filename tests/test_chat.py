@@ -1,7 +1,6 @@
 """The chat format: every render GLM-4.5's template is known by, and reading answers back."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -461,12 +460,13 @@ def test_monstrous_values_stay_text(raw):
         "<think>",
         "</arg_value>",
         "<tool_call>f<arg_key>a</arg_key><arg_value>",
+        "<tool_call>f<arg_key>a</arg_key><arg_value></arg_value>",
     ],
 )
-def test_long_broken_answers_are_read_in_time(piece):
-    start = time.perf_counter()
-    parse_answer(piece * (50_000 // len(piece)))
-    assert time.perf_counter() - start < 2
+def test_long_broken_answers_do_not_hang(piece):
+    """Where each tag is searched for to the end of the text, this takes minutes."""
+    answer = parse_answer(piece * (1_000_000 // len(piece)))
+    assert not answer.tool_calls
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=12)

@@ -135,7 +135,7 @@ def take_trace(
     needed = estimate_bytes(config, B, T, keep, np.dtype(model.compute_dtype).itemsize)
     if not needed <= limit:
         raise ValueError(
-            f"keep = {keep!r} for {B} × {T} tokens would take {needed:,} bytes, the limit is {int(limit):,}; narrow "
+            f"keep = {keep!r} for {B} × {T} tokens would take {needed:,} bytes, the limit is {limit:,.0f}; narrow "
             "keep (for example 'layers.*.out'), shorten the prompt, or raise limit="
         )
     recorder = _Recorder(_kept(taps, keep), tap)

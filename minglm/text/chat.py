@@ -267,23 +267,25 @@ _VALUE_TAG = re.compile(rf"<arg_value>|</arg_value>(?=({_KEY.pattern}|{_END.patt
 
 def _find_calls(text: str) -> list[_RawCall]:
     calls = []
+    last_value_end = max((tag.start() for tag in _VALUE_TAG.finditer(text) if tag[1]), default=-1)
     start = text.find("<tool_call>")
     while start >= 0:
-        call = _read_call(text, start)
+        call = _read_call(text, start, last_value_end)
         if call:
             calls.append(call)
         start = text.find("<tool_call>", call.end if call else start + 1)
     return calls
 
 
-def _read_call(text: str, start: int) -> _RawCall | None:
-    """The call whose tag is at `start`, or None if it is not complete."""
+def _read_call(text: str, start: int, last_value_end: int) -> _RawCall | None:
+    """The call whose tag is at `start`, or None if it is not complete. Beyond the text's last value end nobody looks
+    for one: thousands of calls that are never closed would be searched to the end each."""
     name = _NAME.match(text, start)
     if not name:
         return None
     at, pairs = name.end(), []
     while key := _KEY.match(text, at):
-        end = _value_end(text, key.end())
+        end = _value_end(text, key.end()) if key.end() <= last_value_end else None
         if end is None:
             return None
         pairs.append((key[1].strip(), text[key.end() : end]))
