@@ -1,4 +1,4 @@
-# Every target is one Python command; this file only finds the interpreter and installs what it needs.
+# Targets are Python commands; this file only finds the interpreter and installs what they need.
 # Without make (Windows): see README.md for the same commands in PowerShell.
 
 PYTHON ?= python3
@@ -21,7 +21,7 @@ check-all: lint types parity  ## everything: lint, types, parity, slow tests, te
 	$(PY) -m pytest -m "slow or not slow"
 	NUMBA_DISABLE_JIT=1 $(PY) -m pytest
 
-parity: $(VENV)/.parity  ## compare with transformers and torch (installs both, CPU), print the table
+parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
 	$(PY) -m pytest tests/parity
 
 lint: $(VENV)/.dev  ## ruff: lint and format

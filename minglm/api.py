@@ -218,6 +218,8 @@ class Model:
         """Write a folder that `minglm.load`, transformers, vLLM and SGLang read; see `formats.checkpoint`."""
         from minglm.formats.checkpoint import save_checkpoint
 
+        if self.tokenizer is None and (Path(folder) / "tokenizer.json").exists():
+            raise ValueError(f"{folder} holds a model with a tokenizer, this one has none; save it somewhere else")
         save_checkpoint(folder, self.config, self.params, dtype)
         if self.tokenizer is not None:
             self.tokenizer.save(folder)

@@ -719,6 +719,20 @@ def test_empty_tensors_are_passed_over(tmp_path):
     assert_same(load_checkpoint(tmp_path)[1], random_params(config))
 
 
+def test_a_model_without_tokenizer_does_not_overwrite_one_that_has_it(tmp_path):
+    """The old tokenizer would stay and be taken for the new model's."""
+    import minglm
+    from minglm.api import Model
+    from minglm.text.tokenizer import train_tokenizer
+
+    config = MICRO.replace(vocab_size=320)
+    first = Model(config, random_params(config), train_tokenizer([], 292))
+    first.save(tmp_path)
+    with pytest.raises(ValueError, match="holds a model with a tokenizer, this one has none"):
+        Model(config, random_params(config, 1)).save(tmp_path)
+    assert_same(minglm.load(tmp_path).params, first.params)
+
+
 def test_a_tokenizer_of_another_model_is_named(tmp_path):
     from minglm.api import load
     from minglm.text.tokenizer import train_tokenizer

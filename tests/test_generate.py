@@ -328,3 +328,17 @@ def test_stream_checks_before_the_first_piece_is_asked_for():
     model = Model(MICRO, random_params(MICRO, 1), FakeTokenizer(50))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="context of"):
         model.stream([1, 2, 3], MICRO.max_position_embeddings)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_takes_the_same_tokens_wherever_the_choice_is_clear(seed):
+    """With a cache and without, float32: a first difference would have to be a near-tie, of logits or of routing."""
+    model = Model(MICRO, random_params(MICRO, seed))
+    ids = [1, 2, 3]
+    for step in model.steps(ids, 20):
+        whole = model.forward([ids]).logits[0, -1]
+        trace = model.trace(ids, keep="logits")
+        margins = [np.diff(np.sort(whole)[-2:])[0], trace.routing.margins.min()]
+        assert step.id == whole.argmax() or min(margins) <= 1e-5
+        ids = [*ids, step.id]
+    assert len(ids) == 23

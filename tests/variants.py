@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minglm.api import Model
 from minglm.config import PRESETS, Config
 from minglm.model.params import Params, build, is_norm
 
@@ -109,14 +110,43 @@ def same_experts(ours: np.ndarray, theirs: np.ndarray, biased: np.ndarray) -> tu
     return (np.sort(ours, axis=-1) == np.sort(theirs, axis=-1)).all(axis=-1), clear
 
 
+def picks(model: Model, ids: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Of every router, MTP layers included: the experts picked [N, K] and the biased scores [N, E]."""
+    seen: dict[str, np.ndarray] = {}
+
+    def note(name: str, array: np.ndarray) -> None:
+        seen[name] = array.copy()
+
+    model.forward(ids, tap=note)
+    if model.params.mtp:
+        model.mtp(ids, depth=len(model.params.mtp), tap=note)
+    layers = [int(name.split(".")[1]) for name in seen if name.endswith("expert_indices")]
+    at = "layers.{}.mlp.{}".format
+    return {i: (seen[at(i, "expert_indices")], seen[at(i, "biased_scores")]) for i in layers}
+
+
 # -- committed oracles -------------------------------------------------------------------------------------------
 
 ORACLES = Path(__file__).parent / "oracles"
 MTP_WEIGHT, BALANCE_WEIGHT = 0.3, 0.1
 
 
-def project(name: str, array: np.ndarray) -> np.ndarray:
-    """Four random directions' share of an array, float64 [4]; directions of length √size, fixed by the name."""
-    seed = sum(name.encode()) % 2**31
-    directions = np.random.RandomState(seed).standard_normal((4, array.size))
-    return directions @ array.reshape(-1).astype(np.float64)
+def pack_gradients(grads: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All gradients in one int16 array, each as a fraction of its largest entry."""
+    names = sorted(grads)
+    largest = np.array([np.abs(grads[n]).max() for n in names], np.float32)
+    parts = [
+        np.round(grads[n] / (m or 1) * 32767).astype(np.int16).reshape(-1) for n, m in zip(names, largest, strict=True)
+    ]
+    return {"grad_names": np.array(names), "grad_largest": largest, "grad_fractions": np.concatenate(parts)}
+
+
+def unpack_gradients(packed: dict[str, np.ndarray], like: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The gradients again, shaped like our own of the same names."""
+    grads, at = {}, 0
+    for name, largest in zip(packed["grad_names"], packed["grad_largest"], strict=True):
+        size = like[name].size
+        grads[str(name)] = (packed["grad_fractions"][at : at + size] / 32767 * largest).reshape(like[name].shape)
+        at += size
+    assert at == packed["grad_fractions"].size
+    return grads

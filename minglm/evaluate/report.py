@@ -5,6 +5,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm.std import tqdm
 
 from minglm.data.batches import Corpus, stream_batches
 from minglm.data.documents import documents
@@ -32,7 +33,7 @@ def report(model: "Model", items: int = 200, with_ngram: bool = True) -> list[Ro
     for domain in ("code", "prose"):
         bits = bits_per_byte(model, heldout_documents(domain))
         rows.append({"measure": f"{domain}, bits per byte", "value": bits, "beside": _yardsticks(domain, with_ngram)})
-    for task in [TWO_DIGIT_ADDITION, *TASKS.values()]:
+    for task in tqdm([TWO_DIGIT_ADDITION, *TASKS.values()], desc="tasks", unit="task", disable=None):
         asked = heldout_items(task, min(items, 802) if task is TWO_DIGIT_ADDITION else items, seed=1)
         score = accuracy(model, task, asked)
         name = "addition of two-digit numbers" if task is TWO_DIGIT_ADDITION else task.name

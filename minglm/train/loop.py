@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,12 +254,18 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
         return None
     _, params = load_checkpoint(folder, dtype)
     try:
-        step = json.loads((folder / "state.json").read_text("utf-8"))["step"]
+        about = json.loads((folder / "state.json").read_text("utf-8"))
+        step = about["step"]
         arrays = load_file(folder / "optimiser.safetensors")
         first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
         second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
+    if about.get("numpy") != np.__version__:
+        warnings.warn(
+            f"{run} was trained with NumPy {about.get('numpy')}, this is {np.__version__}: bits may differ",
+            stacklevel=3,
+        )
     return State(params, AdamW(first, second, step, weight_decay=recipe.weight_decay), step)
 
 

@@ -19,6 +19,7 @@ from tests.variants import (
     YARN,
     error,
     gradient_errors,
+    picks,
     random_ids,
     random_params,
     same_experts,
@@ -74,18 +75,18 @@ def test_same_experts(both):
     name, model, theirs, ids = both
     if not theirs.indices:
         pytest.skip("no router in this variant")
-    seen = {}
-    model.forward(ids, tap=lambda n, a: seen.update({n: a.copy()}))
-    L = model.config.num_hidden_layers
-    agreeing, clear = 0, 0
-    for layer, indices in theirs.indices.items():
-        if layer >= L:  # the MTP layers' routers: their logits and gradients are compared above
-            continue
-        biased, ours = (seen[f"layers.{layer}.mlp.{part}"] for part in ("biased_scores", "expert_indices"))
-        same, is_clear = same_experts(ours, indices, biased)
+    note(name, "same experts", _compare_picks(model, theirs, ids))
+
+
+def _compare_picks(model: Model, theirs, ids) -> str:
+    """Every router's picks, MTP layers included; "agreeing/clear" over tokens and routers."""
+    ours, agreeing, clear = picks(model, ids), 0, 0
+    assert ours.keys() == theirs.indices.keys()
+    for layer, (indices, biased) in ours.items():
+        same, is_clear = same_experts(indices, theirs.indices[layer], biased)
         agreeing, clear = agreeing + int((same & is_clear).sum()), clear + int(is_clear.sum())
-    note(name, "same experts", f"{agreeing}/{clear}")
-    assert agreeing == clear
+    assert agreeing == clear > 0
+    return f"{agreeing}/{clear}"
 
 
 def _theirs(model: Model, folder, ids, mask, positions):
@@ -196,6 +197,7 @@ def test_shipped_checkpoint():
     logits, mtp = error(model.forward(ids).logits, found.logits), error(model.mtp(ids), found.mtp_logits[0])
     note("glm-nano", "logits", f"{logits:.1e}")
     note("glm-nano", "MTP", f"{mtp:.1e}")
+    note("glm-nano", "same experts", _compare_picks(model, found, ids))
     _, grads = model.loss_and_grads(ids, mtp_weight=MTP_WEIGHT, balance_weight=BALANCE_WEIGHT)
     worst = max(gradient_errors(dict(walk(grads)), found.grads).values())
     note("glm-nano", "gradients", f"{worst:.1e}")
