@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+export MINGLM_PROMPT := $(value PROMPT)# as it was given: quotes and indents are part of a prompt
 PY     := $(BIN)/python
 
 help:            ## print this help
@@ -12,7 +13,8 @@ help:            ## print this help
 setup: $(VENV)/.dev  ## make .venv and install minglm with its test and lint tools
 
 demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make demo PROMPT="17+25="
-	@$(PY) -m minglm demo $(if $(PROMPT),"$(PROMPT)")
+	@$(PY) -m minglm demo $${MINGLM_PROMPT:+"$$MINGLM_PROMPT"}
+	@echo 'To go on: source $(BIN)/activate, then minglm --help'
 
 test: $(VENV)/.test  ## the fast tests: no torch, no network
 	@$(PY) -m pytest

@@ -1,5 +1,6 @@
 """The face of the package: `load`, `new`, and the `Model` they return."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -236,22 +237,22 @@ class Model:
 
     # -- checking what comes in ------------------------------------------------------------------------------
 
-    def as_ids(self, prompt: Any) -> Array:
-        """Text, ids [T] or ids [B, T] as an int array [B, T]."""
+    def as_ids(self, prompt: Any, limit: bool = True) -> Array:
+        """Text, ids [T] or ids [B, T] as an int array [B, T]; with `limit`, no more than the context holds."""
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("this model has no tokenizer; give token ids instead of text")
             prompt = [self.tokenizer.encode(prompt)]
         array = _as_array(prompt)
-        return self._check_ids(array[None] if array.ndim == 1 else array)
+        return self._check_ids(array[None] if array.ndim == 1 else array, limit=limit)
 
     def _prompt_ids(self, prompt: Any) -> list[int]:
-        ids = self.as_ids(prompt)
+        ids = self.as_ids(prompt, limit=False)  # the limit is checked with the new tokens
         if len(ids) != 1:
             raise ValueError(f"generation takes one prompt, got {len(ids)} rows; call it once for each")
         return [int(i) for i in ids[0]]
 
-    def _check_ids(self, ids: Any, cache: KVCache | None = None) -> Array:
+    def _check_ids(self, ids: Any, cache: KVCache | None = None, limit: bool = True) -> Array:
         ids = _as_array(ids)
         if ids.ndim == 2 and ids.size == 0:
             raise ValueError("the prompt is empty; give at least one token")
@@ -268,10 +269,10 @@ class Model:
         if cache is not None:
             self._check_cache(cache, len(ids))
             past = int(cache.length.max())
-        if past + ids.shape[1] > self.config.max_position_embeddings:
+        if limit and past + ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
-                f"{past} cached tokens + {ids.shape[1]} new ones > context of {self.config.max_position_embeddings}; "
-                "shorten the text"
+                (f"{past} cached tokens + {ids.shape[1]} new ones" if past else f"{ids.shape[1]} tokens")
+                + f" > context of {self.config.max_position_embeddings}; shorten the text"
             )
         return ids.astype(np.int64, copy=False)
 
@@ -354,8 +355,23 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     if not _is_whole(seed, 0, 2**63):
         raise ValueError(f"seed = {seed!r} must be a whole number, 0 or more")
     kind = as_dtype(dtype)
+    _check_memory(config, kind.itemsize, name)
     params = init_params(config, np.random.default_rng(seed), np.float64 if kind == np.float64 else np.float32)
     return Model(config, params, name=name).astype(kind)
+
+
+def _check_memory(config: Config, bytes_per_number: int, name: str) -> None:
+    """Raises ValueError, before anything is taken, for a model larger than the free memory (where the system tells)."""
+    needed = config.count_parameters().total * max(bytes_per_number, 4)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > free:
+        raise ValueError(
+            f"{name} has {config.count_parameters().total:,} parameters: {needed / 1e9:,.1f} GB, of which "
+            f"{free / 1e9:,.1f} GB are free; take a smaller preset, such as glm-nano or micro"
+        )
 
 
 def find(name: str | Path) -> Path:

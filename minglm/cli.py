@@ -101,7 +101,7 @@ def _train(given: argparse.Namespace) -> None:
     else:
         raise ValueError(f"{given.recipe!r} is neither a recipe file nor one of {', '.join(RECIPES)}")
     if given.steps is not None:
-        recipe = replace(recipe, steps=given.steps)
+        recipe = replace(recipe, steps=given.steps, warmup=min(recipe.warmup, given.steps // 10))
     run = Path(given.run_folder or Path("runs") / name)
     model = train_recipe(recipe, run, [Path(f) for f in given.data])
     finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(given.data))
@@ -116,8 +116,15 @@ def _eval(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    from minglm.look.describe import describe
+    from minglm.look.describe import architecture, describe
+    from minglm.look.tables import table
 
+    if given.model in minglm.PRESETS and given.model != DEFAULT:  # sizes without weights
+        config = minglm.PRESETS[given.model]
+        counts = config.count_parameters()
+        print(table(architecture(config), ("size", "letter", "value")))
+        print(f"\n{counts.total:,} parameters, {counts.active:,} active for a token")
+        return
     model = load(given.model)
     print(describe(model))
     if given.tensors:
@@ -126,15 +133,24 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
+    _check_new_folder(given)
     model = load(given.model, given.dtype)
     model.save(given.to, given.dtype)
     print(f"saved {given.to}: {model!r}")
 
 
 def _new(given: argparse.Namespace) -> None:
+    _check_new_folder(given)
     model = minglm.new(given.preset, seed=given.seed)
     model.save(given.to)
-    print(f"saved {given.to}: {model!r}")
+    print(
+        f"saved {given.to}: {model!r}\nIt has no tokenizer: from Python, minglm.load({given.to!r}).generate([5, 8, 13])"
+    )
+
+
+def _check_new_folder(given: argparse.Namespace) -> None:
+    if (Path(given.to) / "config.json").exists() and not given.force:
+        raise ValueError(f"{given.to} holds a model already; --force writes over it")
 
 
 def _bench(given: argparse.Namespace) -> None:
@@ -169,7 +185,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
     trace.add_argument("--save", help="a .safetensors file for the arrays")
 
-    routing = _command(commands, "routing", _routing, "which expert saw which token", prompt=DEMO_PROMPT)
+    routing = _command(
+        commands, "routing", _routing, "which expert saw which token of a text or text file", prompt=DEMO_PROMPT
+    )
     routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
 
     train = commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__)
@@ -180,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--save", help="where the finished model goes (default RUN/model)")
     train.add_argument("--steps", type=int, help="another number of steps")
 
-    evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance")
+    evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance (about two minutes)")
     evaluate.add_argument("--items", type=int, default=200, help="items per task (default 200)")
     evaluate.add_argument("--no-ngram", action="store_true", help="leave out the trigram yardstick")
 
@@ -189,12 +207,14 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype")
     convert.add_argument("to", help="folder to write")
+    convert.add_argument("--force", action="store_true", help="write over a model that is there")
     convert.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 (default), float16 or float64")
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
     new.set_defaults(run=_new)
     new.add_argument("preset", help=f"one of {', '.join(minglm.PRESETS)}")
     new.add_argument("to", help="folder to write")
+    new.add_argument("--force", action="store_true", help="write over a model that is there")
     new.add_argument("--seed", type=int, default=0)
 
     bench = _command(commands, "bench", _bench, "time forward, decoding and a training step")
@@ -214,17 +234,19 @@ def _command(
         parser.add_argument("--model", default=DEFAULT, help="folder or name of a checkpoint (default %(default)s)")
     if "prompt" in positional:
         default = positional["prompt"]
-        parser.add_argument("prompt", nargs="?" if default else None, default=default, help="text to continue")
+        parser.add_argument(
+            "prompt", nargs="?" if default else None, default=default, help="a text (for routing also a text file)"
+        )
     return parser
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=128, help="how many to generate at most (default 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--min-p", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k best tokens; 0: all (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the best that reach this probability")
+    parser.add_argument("--min-p", type=float, default=0.0, help="leave out tokens below this share of the best")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
@@ -234,6 +256,8 @@ def _sampling(given: argparse.Namespace) -> dict[str, Any]:
 def _text_or_file(prompt: str) -> str:
     path = Path(prompt)
     try:
+        if not prompt.strip():
+            return prompt
         if path.is_dir():
             raise ValueError(f"{prompt} is a folder; give a text file, or text")
         return path.read_text("utf-8") if path.is_file() else prompt

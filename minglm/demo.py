@@ -16,13 +16,13 @@ INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of th
 
 def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: bool = False, say: Say = print) -> None:
     """Print architecture, steps, routing and continuation; save the load plot and say where. Checks come first."""
-    check_room(model.as_ids(prompt).shape[1], max_new_tokens, model.config.max_position_embeddings)
+    check_room(model.as_ids(prompt, limit=False).shape[1], max_new_tokens, model.config.max_position_embeddings)
     save = plot_file(save)
     say(f"\n1. The model\n\n{describe(model)}")
     trace = model.trace(prompt)
     say(f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n")
     say(step_table(trace, every_tap))
-    say("\n3. Who went where: the experts picked for each token, with their weights\n")
+    say("\n3. Who went where: each token's experts in the order of choice (biased score), and their weights\n")
     say(picks_table(trace))
     say("\n4. The continuation, token by token\n")
     write_on(model, prompt, max_new_tokens)
@@ -39,7 +39,7 @@ def step_table(trace: Trace, every_tap: bool = False) -> str:
 
 
 def picks_table(trace: Trace) -> str:
-    """Tokens down, layers across; in each cell the experts picked, best first, and how loud each speaks."""
+    """Tokens down, layers across; in each cell the experts in the order of their biased scores, and their weights."""
     routing = trace.routing
     header = ("token", *(f"layer {layer}" for layer in routing.layers))
     rows = []

@@ -77,7 +77,7 @@ BAD_IDS = [
     (np.zeros((0, 4), int), r"the prompt is empty"),
     ([[1, 2], [3, 61]], r"token id 61 at row 1, position 1 is outside the vocabulary \(0 … 60\)"),
     ([[0, -1, 99]], r"token id -1 at row 0, position 1 is outside"),
-    ([[1] * 65], r"0 cached tokens \+ 65 new ones > context of 64"),
+    ([[1] * 65], r"65 tokens > context of 64"),
 ]
 
 

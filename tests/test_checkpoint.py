@@ -699,6 +699,7 @@ def test_numbers_too_large_for_the_dtype_are_named(tmp_path):
     save_checkpoint(tmp_path, MICRO, params, "bfloat16")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-token-prediction")
 @pytest.mark.parametrize("field", ["num_hidden_layers", "n_routed_experts", "num_nextn_predict_layers"])
 def test_a_config_from_a_dream_is_refused_at_once(field, tmp_path):
     config = MICRO.replace(n_group=1, topk_group=1)

@@ -90,6 +90,12 @@ def test_inspect_convert_new(folder, tmp_path, capsys):
     assert (minglm.load(tmp_path / "n").forward(ids).logits == fresh.forward(ids).logits).all()
 
 
+def test_inspect_shows_a_preset_without_weights(capsys):
+    code, out, _ = run(capsys, "inspect", "GLM-4.5")
+    assert code == 0
+    assert "356,785,898,816 parameters" in out
+
+
 def test_chat_is_a_conversation(folder, capsys, monkeypatch):
     lines = iter(["Hi", "", "/clear", "Bye", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
@@ -153,6 +159,9 @@ def test_training_on_own_text(tmp_path, monkeypatch):
         (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),
         (["routing", "--model", "FOLDER", "TMP"], "is a folder"),
         (["generate", "--model", "FOLDER", "x", "--seed", "-1"], "seed"),
+        (["new", "GLM-4.5", "TMP/big"], "356,785,898,816 parameters"),
+        (["new", "micro", "FOLDER"], "--force"),
+        (["routing", "--model", "FOLDER", ""], "empty"),
         (["inspect", "TMP"], "is this the folder of a model?"),
     ],
 )

@@ -260,7 +260,7 @@ def refuse(name: str, array: np.ndarray) -> None:
     [
         (PROMPT, 57, {}, r"8 prompt tokens \+ 57 new ones > context of 64; shorten .* at most 56 new tokens"),
         ([1] * 64, 1, {}, r"64 prompt tokens \+ 1 new ones > context of 64; .* at most 0"),
-        ([1] * 65, 1, {}, r"65 new ones > context of 64"),
+        ([1] * 65, 1, {}, r"65 prompt tokens \+ 1 new ones > context of 64; .* at most 0"),
         ([], 5, {}, r"the prompt is empty; give at least one token"),
         ("", 5, {}, r"the prompt is empty; give at least one token"),
         (np.zeros((1, 0), int), 5, {}, r"the prompt is empty"),

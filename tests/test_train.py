@@ -261,6 +261,7 @@ def test_recipes_round_trip_and_refuse_nonsense():
 # -- what went wrong once ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 def test_a_diverged_model_is_never_saved(tmp_path, model):
     """The loss is finite, the update is not: nothing of it may reach a checkpoint, the last step's included."""
     for steps in (1, 6):
@@ -325,3 +326,18 @@ def test_what_is_no_recipe_is_said_so(text):
 def test_a_sequence_must_fit_the_context():
     with pytest.raises(ValueError, match="at most the context of glm-nano, 512"):
         replace(RECIPES["glm-nano"], sequence_length=600)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, uninterrupted):
+    class Interrupted(Batches):
+        def batch(self, step):
+            if step == 6:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Interrupted(), tmp_path, progress=False)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-000006"
+    resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
+    assert bits(resumed) == uninterrupted[0]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]

@@ -76,8 +76,8 @@ def plot_picks(
     limit: int = 40,
     name: str = "",
 ) -> Figure:
-    """Who went where: tokens down, layers across; in each cell the numbers of the token's experts, best first, and
-    under them their weights where there is room. A colour stands for an expert, light to dark by number.
+    """Who went where: tokens down, layers across; in each cell the token's experts, in the order of their biased scores,
+    and under them their weights where there is room. A colour stands for an expert, light to dark by number.
 
     indices: int [T, layer, K]; weights: [T, layer, K]; tokens: T texts; `experts`: E. Shows the first `limit` tokens
     and as many ranks as fit, and says so in the title. The table behind it: `routing.pick_rows`.
@@ -104,7 +104,7 @@ def plot_picks(
     ax.set_xlabel("layer", fontsize=_FONT + 1)
     _title(
         ax,
-        f"Who went where{_named(name)}: expert{' over weight' if with_weights else ' numbers'}, best first",
+        f"Who went where{_named(name)}: expert{' over weight' if with_weights else ' numbers'}, in order of choice",
         f"{_sizes(count, experts, K)}{_cut(ranks, K)}, T = {T} tokens{_cut(rows, T)}",
     )
     _ticks(figure.colorbar(picks, ax=ax, pad=0.02, label="expert").ax.yaxis, range(experts))

@@ -24,7 +24,7 @@ from minglm.model.ops import Array
 class RoutingTable(NamedTuple):
     """Every choice of every router for T tokens: the rows of a batch one after another, padding left out."""
 
-    indices: Array  # int [T, layer, K], best first
+    indices: Array  # int [T, layer, K], in the order of their biased scores
     weights: Array  # [T, layer, K] normalised and scaled: what the experts' outputs are multiplied by
     scores: Array  # [T, layer, E] sigmoid of the logits
     biased_scores: Array  # [T, layer, E] with the selection bias; −∞ in groups that were closed

@@ -75,7 +75,7 @@ _LAYER = tuple(
         ("mlp.router_logits", "N E", "compute", "moe", "one number for each token and expert"),
         ("mlp.router_scores", "N E", "compute", "moe", "their sigmoid"),
         ("mlp.biased_scores", "N E", "compute", "moe", "scores + selection bias; −∞ in closed groups: decides who"),
-        ("mlp.expert_indices", "N K", "int", "moe", "the experts picked, best first"),
+        ("mlp.expert_indices", "N K", "int", "moe", "the experts picked, in the order of their biased scores"),
         ("mlp.expert_weights", "N K", "compute", "moe", "unbiased scores, normalised and scaled: decides how loud"),
         ("mlp.experts.{e}.tokens", "n", "int", "moe", "the tokens that picked this expert (rows of N)"),
         ("mlp.experts.{e}.gate", "n F", "compute", "moe", "the expert's gate projection"),

@@ -14,7 +14,7 @@ from minglm.model.params import Router
 
 
 class Routing(NamedTuple):
-    """N tokens' choices, best first."""
+    """N tokens' choices, in the order of their biased scores."""
 
     indices: Array  # int [N, K]
     weights: Array  # [N, K]

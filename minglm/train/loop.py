@@ -184,6 +184,10 @@ def _train(
         while state.step < last:
             try:
                 state, metrics = train_step(state, batches.batch(state.step), model, recipe)
+            except KeyboardInterrupt:
+                log.flush()
+                save_state(run, _with(model, state.params), state, recipe)
+                raise
             except DivergedError as error:
                 kept = newest_checkpoint(run)
                 raise DivergedError(

@@ -107,7 +107,8 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     _note_files(run, own or docs, say)
     say("encoding …")
     batches = mixture(recipe, own or docs, model)
-    say(f"{model}\n{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
+    say(f"{'fresh weights' if newest_checkpoint(run) is None else 'going on'}: {model}")
+    say(f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
     return train(model, recipe, batches, run, look)
 
@@ -120,7 +121,8 @@ def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool
     for name in ("metrics.jsonl", "training_files.json", "recipe.json"):
         shutil.copyfile(run / name, folder / name)
     if own_data:
-        say(f"saved {folder}")
+        last = (folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
+        say(f"saved {folder}; its last metrics: {last[:160]}")
         return
     golden = golden_texts(shipped)
     lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
