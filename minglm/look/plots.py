@@ -76,8 +76,9 @@ def plot_picks(
     limit: int = 40,
     name: str = "",
 ) -> Figure:
-    """Who went where: tokens down, layers across; in each cell the token's experts, in the order of their biased scores,
-    and under them their weights where there is room. A colour stands for an expert, light to dark by number.
+    """Who went where: tokens down, layers across; in each cell the token's experts, as ranked by their biased scores.
+
+    Under them stand their weights, where there is room. A colour stands for an expert, light to dark by number.
 
     indices: int [T, layer, K]; weights: [T, layer, K]; tokens: T texts; `experts`: E. Shows the first `limit` tokens
     and as many ranks as fit, and says so in the title. The table behind it: `routing.pick_rows`.
