@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-export MINGLM_PROMPT := $(value PROMPT)# as it was given: quotes and indents are part of a prompt
+export MINGLM_PROMPT := $(value PROMPT)# as it was given, but for leading spaces, which make drops
 PY     := $(BIN)/python
 
 help:            ## print this help
