@@ -210,3 +210,23 @@ def test_a_full_context_does_not_end_the_chat(folder, capsys, monkeypatch):
     assert code == 0
     assert "context of 256" in out
     assert "/clear makes room" in out
+
+
+def test_ctrl_c_stops_an_answer_and_unknown_commands_are_explained(folder, capsys, monkeypatch):
+    lines = iter(["/help", "Hi", "Bye", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    real, calls = Model.stream, []
+
+    def stream(self, prompt, *args, **options):
+        calls.append(prompt)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(self, prompt, *args, **options)
+
+    monkeypatch.setattr(Model, "stream", stream)
+    code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
+    assert code == 0
+    assert "(stopped)" in out
+    assert out.count("/clear forgets") == 2
+    assert len(calls) == 2
+    assert "Hi" not in calls[1]

@@ -447,3 +447,11 @@ def test_a_bad_file_is_named(tmp_path, text: bytes | None, message: str) -> None
     with pytest.raises(ValueError, match=message) as caught:
         Config.load(tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("attention_factor", 0), ("attention_factor", -1), ("truncate", "yes"), ("truncate", 0)]
+)
+def test_yarn_options_that_would_silence_attention_or_mean_nothing(option, value):
+    with pytest.raises(ValueError, match=f"rope_scaling.{option} = "):
+        PRESETS["micro"].replace(rope_scaling={"rope_type": "yarn", "factor": 2.0, option: value})

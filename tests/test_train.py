@@ -341,3 +341,21 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, uninterrupted):
     resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
     assert bits(resumed) == uninterrupted[0]
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_ctrl_c_on_a_checkpoint_leaves_it_alone(tmp_path, model, monkeypatch):
+    """It would only be written again, with a moment in between at which it is gone."""
+
+    class Interrupted(Batches):
+        def batch(self, step):
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().batch(step)
+
+    removed = []
+    real = loop.shutil.rmtree
+    monkeypatch.setattr(loop.shutil, "rmtree", lambda path, **k: (removed.append(path.name), real(path, **k)))
+    with pytest.raises(KeyboardInterrupt):
+        train(model, RECIPE, Interrupted(), tmp_path, progress=False)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-000004"
+    assert removed == ["unfinished"]

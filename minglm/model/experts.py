@@ -69,9 +69,9 @@ def routed_experts(
     weights = routing.weights.reshape(-1, 1)  # [N·K, 1]
     history = []
     for e, slots, tokens in picks_by_expert(routing.indices, len(params.gate_proj)):
-        tokens = tap(f"experts.{e}.tokens", tokens)
-        out, saved = ops.expert_mlp(x[tokens], *expert(params, e), scoped(tap, f"experts.{e}."))
-        out = tap(f"experts.{e}.out", out)  # [n, D]
+        tap(f"experts.{e}.tokens", tokens)  # to be seen, not replaced: they follow from the picks
+        answers, saved = ops.expert_mlp(x[tokens], *expert(params, e), scoped(tap, f"experts.{e}."))
+        out = tap(f"experts.{e}.out", answers)  # [n, D]
         y[tokens] += weights[slots] * out  # within one expert every token is different: += loses nothing
         history.append(Visit(e, slots, tokens, out, saved))
     return y, history
@@ -116,8 +116,8 @@ def moe(
     # 1. router
     routing, saved_router = router(rows, params.gate, config, tap)
     # 2. routed experts
-    routed, history = routed_experts(rows, routing, params.experts, tap, ops)
-    out = routed = tap("routed", routed)
+    answers, history = routed_experts(rows, routing, params.experts, tap, ops)
+    out = routed = tap("routed", answers)
     # 3. shared expert
     saved_shared = None
     if params.shared_experts is not None:

@@ -60,9 +60,6 @@ class Metrics(NamedTuple):
     load: dict[int, list[int]]  # layer -> picks per expert
     max_violation: dict[int, float]  # layer -> (largest load − mean load) / mean load
 
-    def to_json(self) -> str:
-        return json.dumps(self._asdict())
-
 
 class DivergedError(ValueError):
     """The loss, a gradient or a parameter is no longer a number."""
@@ -236,12 +233,13 @@ def _steps(checkpoint: Path) -> int:
 def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     """Write `checkpoint-NNNNNN`, then remove the oldest but `KEPT`."""
     final, unfinished = run / f"checkpoint-{state.step:06d}", run / "unfinished"
+    if final.exists():  # the same step of the same run: the same bits
+        return final
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save(unfinished, dtype=model.compute_dtype)
     write_tensors(unfinished / "optimiser.safetensors", dict(state.optimiser.walk()))
     about = {"step": state.step, "workers": recipe.workers, "numpy": np.__version__}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(unfinished, final)
     for old in sorted(_checkpoints(run), key=_steps)[:-KEPT]:
         shutil.rmtree(old)
