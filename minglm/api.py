@@ -16,7 +16,7 @@ from minglm.model.params import Params, compute_dtype, init_params, map_arrays
 from minglm.model.transformer import head, transformer
 
 if TYPE_CHECKING:
-    from minglm.generate.loop import Result, Step
+    from minglm.generate.loop import Engine, Result, Step
     from minglm.look.trace import Trace
     from minglm.text.chat import ChatTemplate
     from minglm.text.tokenizer import StreamDecoder, Tokenizer
@@ -154,18 +154,22 @@ class Model:
         """Continue a prompt (text or ids [T]); returns ids, text, stop_reason and stats.
 
         Options: temperature (0: greedy), top_k, top_p, min_p, seed, end_ids (default: the config's), tap,
-        engine ("numpy"), draft (0).
+        engine ("fast": compiled kernels; "numpy": the book), threads (default: as many as pay), draft (0).
+
+        Raises ValueError for a tap with the fast engine, whose steps cannot be watched, and for weights that it does
+        not read (float64, float16): then take engine="numpy".
         """
         from minglm.generate.loop import Result, Stats
 
         ids = self._prompt_ids(prompt)
-        done = list(self.steps(ids, max_new_tokens, **options))
+        engine, run = self._start(ids, max_new_tokens, **options)
+        done = list(run)
         new_ids = [step.id for step in done]
         text = None
         if self.tokenizer:
             ended = done[-1].stop_reason == "end token"
             text = self.tokenizer.decode(new_ids[:-1] if ended else new_ids)
-        stats = Stats(len(ids), len(done), done[0].seconds, sum(step.seconds for step in done[1:]))
+        stats = Stats(engine.name, len(ids), len(done), done[0].seconds, sum(step.seconds for step in done[1:]))
         return Result(new_ids, text, done[-1].stop_reason or "length", stats)
 
     def stream(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Iterator[str]:
@@ -174,10 +178,15 @@ class Model:
             raise ValueError("this model has no tokenizer, so there is no text to stream; use generate with ids")
         return _pieces(self.tokenizer.stream(), self.steps(prompt, max_new_tokens, **options))
 
-    def steps(
+    def steps(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> "Iterator[Step]":
+        """The tokens of `generate`, one by one, each with its logits and timing; same options. All checks come before
+        any work."""
+        return self._start(prompt, max_new_tokens, **options)[1]
+
+    def _start(
         self,
         prompt: Any,
-        max_new_tokens: int = 64,
+        max_new_tokens: int,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -185,15 +194,17 @@ class Model:
         seed: int = 0,
         end_ids: Sequence[int] | None = None,
         tap: UserTap | None = None,
-        engine: str = "numpy",
+        engine: str = "fast",
+        threads: int | None = None,
         draft: int = 0,
-    ) -> "Iterator[Step]":
-        """The tokens of `generate`, one by one, each with its logits and timing. All checks come before any work."""
+    ) -> "tuple[Engine, Iterator[Step]]":
         from minglm.generate.loop import check_room, steps
         from minglm.generate.sampling import Sampling
 
-        if engine != "numpy":
-            raise ValueError(f"engine = {engine!r} is not there; this version has 'numpy'")
+        if engine not in ("fast", "numpy"):
+            raise ValueError(f"engine = {engine!r} is not there; take 'fast' or 'numpy'")
+        if engine == "fast" and tap is not None:
+            raise ValueError("the fast engine's steps cannot be tapped; take engine='numpy'")
         if draft != 0:
             raise ValueError(f"draft = {draft}: speculative decoding is not in this version; use 0")
         ids = self._prompt_ids(prompt)
@@ -204,7 +215,17 @@ class Model:
         ends = list(self.config.eos_token_id if end_ids is None else np.atleast_1d(np.asarray(end_ids)).tolist())
         if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
             raise ValueError(f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1})")
-        return steps(self, ids, max_new_tokens, how, frozenset(ends), seed, _checked_tap(tap, self.config))
+        chosen = self._engine(engine, len(ids) + max_new_tokens, threads, tap)
+        return chosen, steps(chosen, ids, max_new_tokens, how, frozenset(ends), self.usable_tokens, seed)
+
+    def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None) -> "Engine":
+        from minglm.generate.loop import NumpyEngine
+
+        if name == "numpy":
+            return NumpyEngine(self, capacity, _checked_tap(tap, self.config))
+        from minglm.fast.engine import FastEngine
+
+        return FastEngine(self.params, self.config, capacity, threads)
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty key/value cache for `forward`; capacity defaults to the model's context."""

@@ -26,7 +26,7 @@ def golden(model: "Model", prompt: str, max_new_tokens: int = 16) -> Golden | No
             K = model.config.num_experts_per_tok
             margins.append(float((best[:, K - 1] - best[:, K]).min()))
 
-    steps = list(model.steps(prompt, max_new_tokens, tap=watch))
+    steps = list(model.steps(prompt, max_new_tokens, engine="numpy", tap=watch))
     for step in steps:
         second, first = np.sort(step.logits)[-2:]
         margins.append(float(first - second))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,7 +24,17 @@ class Step(NamedTuple):
     seconds: float  # to compute the logits; the first step's are the whole prompt's
 
 
+class Engine(Protocol):
+    """What computes the logits: the book (`NumpyEngine`) or the kernels (`minglm.fast.engine.FastEngine`)."""
+
+    name: str  # for people: which engine it is and how it runs
+
+    def feed(self, ids: Sequence[int]) -> Array:  # -> [V]
+        """Continue the sequence by these tokens; logits after the last one."""
+
+
 class Stats(NamedTuple):
+    engine: str
     prompt_tokens: int
     new_tokens: int
     prefill_seconds: float
@@ -45,35 +55,47 @@ class Result(NamedTuple):
     stats: Stats
 
 
+class NumpyEngine:
+    """The functions of `minglm.model`, and a tap that may watch them."""
+
+    def __init__(self, model: "Model", capacity: int, tap: Tap = no_tap):
+        self.name = "NumPy engine"
+        self._model, self._tap = model, tap
+        self._cache = KVCache(model.config, capacity=capacity, dtype=model.compute_dtype)
+
+    def feed(self, ids: Sequence[int]) -> Array:
+        params, config = self._model.params, self._model.config
+        hidden, _ = transformer(np.array([ids], np.int64), params, config, self._cache, tap=self._tap)
+        return head(hidden[:, -1:], params, self._tap)[0, 0]
+
+
 def steps(
-    model: "Model",
+    engine: Engine,
     prompt: Sequence[int],
     max_new_tokens: int,
     how: Sampling,
     end_ids: frozenset[int],
+    usable_tokens: int,
     seed: int = 0,
-    tap: Tap = no_tap,
 ) -> Iterator[Step]:
     """Yield tokens until an end token or the length limit. Equal seeds give equal tokens."""
-    config, params = model.config, model.params
     rng = np.random.default_rng(seed)
-    cache = KVCache(config, capacity=len(prompt) + max_new_tokens, dtype=model.compute_dtype)
-    ids = np.asarray([prompt], dtype=np.int64)
+    ids = prompt
     for count in range(1, max_new_tokens + 1):
         start = time.perf_counter()
-        hidden, _ = transformer(ids, params, config, cache, tap=tap)
-        scores = head(hidden[:, -1:], params, tap)[0, 0]  # -> [V]
+        scores = engine.feed(ids)
         seconds = time.perf_counter() - start
-        # rows of the head beyond the tokenizer stand for no token; `scores` is left as the tap saw it
-        logits = np.where(np.arange(len(scores)) < model.usable_tokens, scores, -np.inf).astype(scores.dtype)
-        if not np.isfinite(logits.max()):
+        logits = scores.copy()  # the engine, or a tap, may use the array again
+        logits[usable_tokens:] = -np.inf  # rows of the head beyond the tokenizer stand for no token
+        best = logits.max()
+        if not np.isfinite(best):
             raise ValueError(f"new token {count} cannot be chosen: the logits are NaN or infinite; look at the weights")
-        next_id = draw(probabilities(logits, how), rng.random())
+        next_id = int(logits.argmax()) if how.temperature == 0 else draw(probabilities(logits, how), rng.random())
         reason = "end token" if next_id in end_ids else "length" if count == max_new_tokens else None
         yield Step(next_id, logits, reason, seconds)
         if reason:
             return
-        ids = np.array([[next_id]])
+        ids = [next_id]
 
 
 def check_room(prompt: int, new: int, context: int) -> None:

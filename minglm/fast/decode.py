@@ -1,0 +1,323 @@
+"""The fused step: a few tokens through the whole model in one compiled function that allocates nothing.
+
+It reads beside `minglm.model`: the stages stand in the same order and compute the same numbers. What differs is who
+does it. `threads` ranks run this code at the same time; each stage gives every rank a share of its *outputs*, because
+reading weights is all the work there is, and ends at a `barrier` where the ranks wait for each other. What is cheaper
+to repeat than to wait for (norms, the choice of experts) every rank computes for itself, in room of its own.
+
+An output is always one whole `dot` of one rank, and rows do not know of each other, so a row's bits depend neither on
+the number of threads nor on what else is in the batch.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minglm.fast.jit import inlined, kernel
+from minglm.fast.kernels import NOT_PICKED, ZERO, attend_head, choose, dot, normalise_row, sigmoid, silu_times, turn
+from minglm.fast.machine import matrix, vector, widen
+from minglm.fast.team import barrier, call_step, share, wait_for_step
+
+# -- what the step works on --------------------------------------------------------------------------------------
+
+
+class Sizes(NamedTuple):
+    """The config's numbers that kernels need; letters as in the glossary."""
+
+    layers: int
+    dense_layers: int
+    D: int
+    H: int
+    G: int
+    d: int
+    V: int
+    E: int
+    K: int
+    F: int
+    shared_F: int  # 0: no shared expert
+    dense_F: int
+    groups: int
+    open_groups: int
+    normalise: bool
+    head_norm: bool
+    factor: np.float32
+    eps: np.float32
+
+
+class Weights(NamedTuple):
+    """Where the weights are. An array's address stands for it, so that one kernel serves every layout: experts stacked
+    or apart, in memory of ours or in a mapped file. Columns of `layers` are named below."""
+
+    layers: np.ndarray  # int64 [L, columns]
+    experts: np.ndarray  # int64 [L, E, 3] gate_proj, up_proj, down_proj
+    ends: np.ndarray  # int64 [3] embed_tokens, norm, lm_head
+    kind: np.ndarray  # float32 [0], or uint16 [0] for bfloat16
+
+
+(INPUT_NORM, Q, K, V, Q_BIAS, K_BIAS, V_BIAS, Q_NORM, K_NORM, O, POST_NORM) = range(11)
+(ROUTER, ROUTER_BIAS, GATE, UP, DOWN) = range(11, 16)  # GATE, UP, DOWN: the dense MLP, or the shared expert
+COLUMNS = 16
+
+
+class Tokens(NamedTuple):
+    """The step's input, for up to as many rows as there is room for; `N[0]` are in use."""
+
+    N: np.ndarray  # int64 [1]
+    ids: np.ndarray  # int64 [N]
+    rows: np.ndarray  # int64 [N] of the cache
+    slots: np.ndarray  # int64 [N] where each goes in its row
+    segments: np.ndarray  # int64 [N]
+    wanted: np.ndarray  # bool [N] whose logits to compute
+
+
+class Cache(NamedTuple):
+    """The arrays of a `KVCache`, and the angles of its positions."""
+
+    k: np.ndarray  # [L, B, capacity, G, d]
+    v: np.ndarray
+    segments: np.ndarray  # int64 [B, capacity]
+    cos: np.ndarray  # [capacity, r/2]
+    sin: np.ndarray
+
+
+class Room(NamedTuple):
+    """What the stages leave for each other, for N rows; `own` arrays have N rows for each rank, or one."""
+
+    x: np.ndarray  # [N, D] the residual stream
+    positions: np.ndarray  # int64 [N]
+    own_normed: np.ndarray  # [threads · N, D]
+    own_head: np.ndarray  # [threads · N, d]
+    q: np.ndarray  # [N, H, d]
+    own_scores: np.ndarray  # [threads, capacity]
+    heads: np.ndarray  # [N, H·d]
+    router_scores: np.ndarray  # [N, E]
+    own_biased: np.ndarray  # [threads, E]
+    own_weights: np.ndarray  # [threads, N, E + 1] the last for the shared expert: 1
+    own_picked: np.ndarray  # int64 [threads, E + 1] the experts that somebody picked, in order
+    gate: np.ndarray  # [(picked + 1) · N, F] and after the activation: hidden
+    up: np.ndarray
+    y: np.ndarray  # [N, D] what the experts answer
+    hidden: np.ndarray  # [N, D] after the final norm
+    logits: np.ndarray  # [N, V]
+
+
+# -- the step ----------------------------------------------------------------------------------------------------
+
+
+@kernel
+def steps(rank, number, threads, words, sizes, weights, tokens, cache, room):
+    """Rank 0 calls step `number` and does its part; False, and nothing is done, if the workers went home. A worker
+    does its part in step `number` and in those after it, until none comes for a while.
+
+    One step: the tokens through the model, as in `minglm.model.transformer`, `layer` and `experts`.
+    """
+    ready = threads == 1 or (call_step(words, number) if rank == 0 else wait_for_step(words, number))
+    came = ready
+    while ready:
+        begin(rank, threads, sizes, weights, tokens, cache, room)
+        barrier(words, threads)
+        for layer in range(sizes.layers):
+            # 1. attention
+            project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
+            barrier(words, threads)
+            attend(rank, threads, layer, sizes, tokens, cache, room)
+            barrier(words, threads)
+            project_back(rank, threads, layer, sizes, weights, tokens, room)
+            barrier(words, threads)
+            # 2. MLP or experts
+            enter_mlp(rank, layer, sizes, weights, tokens, room)
+            picked = 0
+            if layer >= sizes.dense_layers:
+                score_experts(rank, threads, layer, sizes, weights, tokens, room)
+                barrier(words, threads)
+                picked = pick_experts(rank, layer, sizes, weights, tokens, room)
+            expand(rank, threads, layer, picked, sizes, weights, tokens, room)
+            barrier(words, threads)
+            contract(rank, threads, layer, picked, sizes, weights, tokens, room)
+            barrier(words, threads)
+        finish(rank, threads, sizes, weights, tokens, room)
+        barrier(words, threads)
+        number += 1
+        ready = rank > 0 and wait_for_step(words, number)
+    return came
+
+
+# -- stages ------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def begin(rank, threads, sizes, weights, tokens, cache, room):
+    """Look up each token's embedding, and count the earlier tokens of its segment: its position."""
+    table = matrix(weights.ends[0], sizes.V, sizes.D, weights.kind)
+    start, stop = share(rank, threads, tokens.N[0])
+    for n in range(start, stop):
+        for i in range(sizes.D):
+            room.x[n, i] = widen(table[tokens.ids[n], i])
+        b, position = tokens.rows[n], 0
+        for s in range(tokens.slots[n]):
+            position += tokens.segments[n] >= 0 and cache.segments[b, s] == tokens.segments[n]
+        room.positions[n] = position
+
+
+@kernel
+def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
+    """Each head from start to end: project, add the bias, norm, rotate; keys and values go straight into the cache."""
+    N, d, H, G = tokens.N[0], sizes.d, sizes.H, sizes.G
+    at, x, mine = weights.layers[layer], room.own_head, rank * len(room.x)
+    normalise_rows(N, room.x, vector(at[INPUT_NORM], sizes.D), sizes.eps, room.own_normed, mine)
+    start, stop = share(rank, threads, H + 2 * G)
+    for unit in range(start, stop):  # the heads of q, then of k, then of v
+        part = 0 if unit < H else 1 if unit < H + G else 2
+        heads, head = (H, unit) if part == 0 else (G, unit - H) if part == 1 else (G, unit - H - G)
+        weight, bias = matrix(at[Q + part], heads * d, sizes.D, weights.kind), vector(at[Q_BIAS + part], heads * d)
+        for i in range(d):
+            for n in range(N):
+                x[mine + n, i] = dot(weight, head * d + i, room.own_normed, mine + n) + bias[head * d + i]
+        for n in range(N):
+            if part < 2 and sizes.head_norm:
+                normalise_row(x, mine + n, vector(at[Q_NORM + part], d), sizes.eps, x, mine + n)
+            if part < 2:
+                turn(x, mine + n, cache.cos, cache.sin, room.positions[n])
+            for i in range(d):
+                if part == 0:
+                    room.q[n, head, i] = x[mine + n, i]
+                elif part == 1:
+                    cache.k[layer, tokens.rows[n], tokens.slots[n], head, i] = x[mine + n, i]
+                else:
+                    cache.v[layer, tokens.rows[n], tokens.slots[n], head, i] = x[mine + n, i]
+
+
+@inlined
+def normalise_rows(N, x, weight, eps, into, mine):
+    for n in range(N):
+        normalise_row(x, n, weight, eps, into, mine + n)
+
+
+@kernel
+def attend(rank, threads, layer, sizes, tokens, cache, room):
+    """Every query head of every row looks at the keys up to its own. Query head h reads key/value head h // R."""
+    H, R = sizes.H, sizes.H // sizes.G
+    start, stop = share(rank, threads, tokens.N[0] * H)
+    for piece in range(start, stop):
+        n, head = piece // H, piece % H
+        attend_head(
+            room.q, n, head, cache.k, cache.v, layer, tokens.rows[n], head // R, tokens.slots[n] + 1,
+            cache.segments, tokens.segments[n], room.own_scores, rank, room.heads,
+        )  # fmt: skip
+
+
+@inlined
+def project_back(rank, threads, layer, sizes, weights, tokens, room):
+    """x + o_proj(heads)."""
+    weight = matrix(weights.layers[layer, O], sizes.D, sizes.H * sizes.d, weights.kind)
+    start, stop = share(rank, threads, sizes.D)
+    for i in range(start, stop):
+        for n in range(tokens.N[0]):
+            room.x[n, i] += dot(weight, i, room.heads, n)
+
+
+@inlined
+def enter_mlp(rank, layer, sizes, weights, tokens, room):
+    """Norm the rows. A dense MLP is a shared expert, number E, without any others."""
+    post_norm = vector(weights.layers[layer, POST_NORM], sizes.D)
+    normalise_rows(tokens.N[0], room.x, post_norm, sizes.eps, room.own_normed, rank * len(room.x))
+    room.own_picked[rank, 0] = sizes.E
+
+
+@kernel
+def score_experts(rank, threads, layer, sizes, weights, tokens, room):
+    """Score a share of the experts for each row."""
+    mine = rank * len(room.x)
+    router = matrix(weights.layers[layer, ROUTER], sizes.E, sizes.D, weights.kind)
+    start, stop = share(rank, threads, sizes.E)
+    for e in range(start, stop):
+        for n in range(tokens.N[0]):
+            room.router_scores[n, e] = sigmoid(dot(router, e, room.own_normed, mine + n))
+
+
+@kernel
+def pick_experts(rank, layer, sizes, weights, tokens, room):
+    """Choose each row's experts, and list those that anybody picked, then E, the shared one. Returns their number."""
+    bias = vector(weights.layers[layer, ROUTER_BIAS], sizes.E)
+    for n in range(tokens.N[0]):
+        choose(
+            room.router_scores, n, bias, sizes.groups, sizes.open_groups, sizes.K, sizes.normalise, sizes.factor,
+            rank, room.own_biased, room.own_weights,
+        )  # fmt: skip
+    picked = 0
+    for e in range(sizes.E):
+        for n in range(tokens.N[0]):
+            if room.own_weights[rank, n, e] != NOT_PICKED:
+                room.own_picked[rank, picked] = e
+                picked += 1
+                break
+    room.own_picked[rank, picked] = sizes.E
+    return picked
+
+
+@inlined
+def where(weights, sizes, layer, e, part):
+    """Address and hidden size of one matrix of expert e; E is the shared expert, or the dense MLP."""
+    if e < sizes.E:
+        return weights.experts[layer, e, part], sizes.F
+    return weights.layers[layer, GATE + part], sizes.dense_F if layer < sizes.dense_layers else sizes.shared_F
+
+
+@kernel
+def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
+    """silu(gate_proj x) · up_proj x for each expert. All their outputs stand in one line, of which this rank takes its
+    share. Row j · N + n of `gate` and `up` is row n at the j-th picked expert."""
+    N, mine = tokens.N[0], rank * len(room.x)
+    start, stop = share(rank, threads, picked * sizes.F + where(weights, sizes, layer, sizes.E, 0)[1])
+    for j in range(picked + 1):
+        e = room.own_picked[rank, j]
+        address, F = where(weights, sizes, layer, e, 0)
+        gate_proj = matrix(address, F, sizes.D, weights.kind)
+        up_proj = matrix(where(weights, sizes, layer, e, 1)[0], F, sizes.D, weights.kind)
+        first, last = max(start - j * sizes.F, 0), min(stop - j * sizes.F, F)
+        for f in range(first, last):
+            for n in range(N):
+                if room.own_weights[rank, n, e] != NOT_PICKED:
+                    room.gate[j * N + n, f] = dot(gate_proj, f, room.own_normed, mine + n)
+                    room.up[j * N + n, f] = dot(up_proj, f, room.own_normed, mine + n)
+        for n in range(N):
+            if room.own_weights[rank, n, e] != NOT_PICKED:
+                silu_times(room.gate, room.up, j * N + n, first, last)
+
+
+@kernel
+def contract(rank, threads, layer, picked, sizes, weights, tokens, room):
+    """x + Σ weight · down_proj(hidden), the experts in the order of their numbers and the shared one last."""
+    N = tokens.N[0]
+    start, stop = share(rank, threads, sizes.D)
+    for n in range(N):
+        for i in range(start, stop):
+            room.y[n, i] = ZERO
+    for j in range(picked + 1):
+        e = room.own_picked[rank, j]
+        address, F = where(weights, sizes, layer, e, 2)
+        down_proj = matrix(address, sizes.D, F, weights.kind)
+        for i in range(start, stop):
+            for n in range(N):
+                if room.own_weights[rank, n, e] != NOT_PICKED:
+                    room.y[n, i] += room.own_weights[rank, n, e] * dot(down_proj, i, room.gate, j * N + n)
+    for n in range(N):
+        for i in range(start, stop):
+            room.x[n, i] += room.y[n, i]
+
+
+@inlined
+def finish(rank, threads, sizes, weights, tokens, room):
+    """The final norm, and the logits of the rows that want them."""
+    N, mine = tokens.N[0], rank * len(room.x)
+    normalise_rows(N, room.x, vector(weights.ends[1], sizes.D), sizes.eps, room.own_normed, mine)
+    head = matrix(weights.ends[2], sizes.V, sizes.D, weights.kind)
+    start, stop = share(rank, threads, sizes.V)
+    for i in range(start, stop):
+        for n in range(N):
+            if tokens.wanted[n]:
+                room.logits[n, i] = dot(head, i, room.own_normed, mine + n)
+    if rank == 0:
+        for n in range(N):
+            for i in range(sizes.D):
+                room.hidden[n, i] = room.own_normed[n, i]

@@ -1,0 +1,216 @@
+"""`Decoder`: the fused step for one model, as Python calls it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minglm.config import Config
+from minglm.fast import decode
+from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, steps
+from minglm.fast.kernels import NOT_PICKED
+from minglm.fast.team import meeting_words, team, thread_count
+from minglm.model.kvcache import KVCache
+from minglm.model.ops import Array
+from minglm.model.params import Layer, Moe, Params, expert
+from minglm.model.rope import rotation
+from minglm.model.transformer import head_weight
+
+
+def sizes_of(config: Config) -> Sizes:
+    return Sizes(
+        layers=config.num_hidden_layers,
+        dense_layers=config.first_k_dense_replace,
+        D=config.hidden_size,
+        H=config.num_attention_heads,
+        G=config.num_key_value_heads,
+        d=config.head_dim,
+        V=config.vocab_size,
+        E=config.n_routed_experts,
+        K=config.num_experts_per_tok,
+        F=config.moe_intermediate_size,
+        shared_F=config.shared_intermediate_size,
+        dense_F=config.intermediate_size,
+        groups=config.n_group,
+        open_groups=config.topk_group,
+        normalise=config.norm_topk_prob,
+        head_norm=config.use_qk_norm,
+        factor=np.float32(config.routed_scaling_factor),
+        eps=np.float32(config.rms_norm_eps),
+    )
+
+
+class AddressBook:
+    """Addresses of a model's weights, and the arrays that must stay alive as long as they are used.
+
+    Matrices stay where they are. Vectors (norms, biases), which are small, are copied to float32.
+    """
+
+    def __init__(self, params: Params, config: Config):
+        stored = params.norm.weight.dtype
+        if stored.name not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"the fast engine reads float32 and bfloat16 weights, these are {stored.name}; use engine='numpy'"
+            )
+        self._stored = stored
+        self._kept: list[Array] = []
+        self._no_bias = np.zeros(config.num_attention_heads * config.head_dim, np.float32)
+        self._config = config
+        L, E = config.num_hidden_layers, config.n_routed_experts
+        self.layers = np.zeros((L, decode.COLUMNS), np.int64)
+        self.experts = np.zeros((L, E, 3), np.int64)
+        for i, layer in enumerate(params.layers):
+            self._enter(i, layer)
+        ends = params.embed_tokens.weight, params.norm.weight, head_weight(params)
+        self.ends = np.array([self.matrix(ends[0]), self.vector(ends[1]), self.matrix(ends[2])])
+
+    def weights(self) -> Weights:
+        kind = np.zeros(0, np.float32 if self._stored == np.float32 else np.uint16)
+        return Weights(self.layers, self.experts, self.ends, kind)
+
+    def _enter(self, i: int, layer: Layer) -> None:
+        attention, mlp, row = layer.self_attn, layer.mlp, self.layers[i]
+        row[decode.INPUT_NORM] = self.vector(layer.input_layernorm.weight)
+        for weight, bias, projection in (
+            (decode.Q, decode.Q_BIAS, attention.q_proj),
+            (decode.K, decode.K_BIAS, attention.k_proj),
+            (decode.V, decode.V_BIAS, attention.v_proj),
+        ):
+            row[weight] = self.matrix(projection.weight)
+            row[bias] = self.vector(self._no_bias if projection.bias is None else projection.bias)
+        row[decode.O] = self.matrix(attention.o_proj.weight)
+        if attention.q_norm is not None and attention.k_norm is not None:
+            row[decode.Q_NORM] = self.vector(attention.q_norm.weight)
+            row[decode.K_NORM] = self.vector(attention.k_norm.weight)
+        row[decode.POST_NORM] = self.vector(layer.post_attention_layernorm.weight)
+        if isinstance(mlp, Moe):
+            row[decode.ROUTER] = self.matrix(mlp.gate.weight)
+            row[decode.ROUTER_BIAS] = self.vector(mlp.gate.e_score_correction_bias)
+            for e in range(self._config.n_routed_experts):
+                self.experts[i, e] = [self.matrix(part) for part in expert(mlp.experts, e)]
+        shared = mlp.shared_experts if isinstance(mlp, Moe) else mlp
+        if shared is not None:
+            for column, part in zip((decode.GATE, decode.UP, decode.DOWN), shared, strict=True):
+                row[column] = self.matrix(part.weight)
+
+    def matrix(self, array: Array) -> int:
+        if array.dtype != self._stored or not array.flags.c_contiguous:
+            raise ValueError(
+                f"the fast engine wants contiguous {self._stored.name} weights, got {array.dtype.name} of shape "
+                f"{list(array.shape)} with strides {array.strides}; use np.ascontiguousarray, or engine='numpy'"
+            )
+        self._kept.append(array)
+        return array.ctypes.data
+
+    def vector(self, array: Array) -> int:
+        self._kept.append(np.ascontiguousarray(array, np.float32))
+        return self._kept[-1].ctypes.data
+
+
+PIECE = 8  # tokens of a short prompt that go through the step together
+
+
+class FastEngine:
+    """One sequence through the kernels: what `Model.generate` runs on by default."""
+
+    def __init__(self, params: Params, config: Config, capacity: int, threads: int | None = None):
+        """Raises ValueError for weights that are not float32 or bfloat16, or not contiguous."""
+        threads = thread_count(threads, config)
+        self.name = f"fast engine, {threads} thread" + "s" * (threads > 1)
+        self._decoder = Decoder(params, config, PIECE, threads)
+        self._cache = KVCache(config, capacity=capacity)
+
+    def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
+        """Continue the sequence; logits after the last token."""
+        for start in range(0, len(ids), PIECE):
+            piece = np.array([ids[start : start + PIECE]], np.int64)
+            logits = self._decoder.step(piece, self._cache, last_only=True)
+        return logits[0, -1]
+
+
+class Decoder:
+    """Takes a few tokens at a time through a model, continuing the rows of a `KVCache`."""
+
+    def __init__(self, params: Params, config: Config, rows: int = 1, threads: int | None = None):
+        """`rows`: the most tokens of one step, over all sequences. Raises ValueError for weights of other dtypes."""
+        self.config = config
+        self._book = AddressBook(params, config)
+        self._sizes, self._weights = sizes_of(config), self._book.weights()
+        self._team = team(thread_count(threads, config))
+        self._words = meeting_words()
+        self._number = 0
+        self._rows = rows
+        ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
+        self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
+        self._cache: KVCache | None = None
+
+    def step(
+        self, ids: Array, cache: KVCache, segments: Array | None = None, last_only: bool = False
+    ) -> Array:  # [B, T] -> [B, T, V]
+        """Logits of these tokens, which continue the rows of the cache; `last_only` leaves out all but each row's
+        last. The array is used again by the next step."""
+        B, T = ids.shape
+        with self._team.lock:
+            if cache is not self._cache:
+                self._use(cache)
+            slots = cache.slots(T)
+            if segments is None:
+                segments = np.zeros((B, T), np.int64)
+            tokens = self._tokens
+            tokens.N[0] = N = B * T
+            tokens.ids[:N] = ids.reshape(-1)
+            tokens.rows[:N] = np.repeat(np.arange(B), T)
+            tokens.slots[:N] = slots.reshape(-1)
+            tokens.segments[:N] = segments.reshape(-1)
+            tokens.wanted[:N].reshape(B, T)[:, :-1] = not last_only
+            cache.segments[np.arange(B)[:, None], slots] = segments
+            self._run()
+            cache.advance(segments)
+            return self._room.logits[:N].reshape(B, T, -1)
+
+    def _run(self) -> None:
+        threads = self._team.ranks()
+        self._number += 1
+        number = self._number
+        while not steps(0, number, threads, *self._state):  # the workers are not there, or just went home
+            self._team.meet(self._words, number, lambda rank: steps(rank, number, threads, *self._state))
+
+    def _use(self, cache: KVCache) -> None:
+        c, rows, threads = self.config, self._rows, self._team.threads
+        cos, sin = rotation(np.arange(cache.capacity)[None], c, np.float32)
+        self._cache = cache
+        self._room = _room(c, rows, threads, cache.capacity)
+        arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
+        self._team.run(lambda rank: None)
+        self._words = meeting_words()
+        self._state: Any = (self._words, self._sizes, self._weights, self._tokens, arrays, self._room)
+
+
+def _room(c: Config, N: int, threads: int, capacity: int) -> Room:
+    D, H, d, E = c.hidden_size, c.num_attention_heads, c.head_dim, c.n_routed_experts
+    F = max(c.moe_intermediate_size, c.shared_intermediate_size, c.intermediate_size)
+    picked = min(N * c.num_experts_per_tok, E)
+
+    def floats(*shape: int) -> Array:
+        return np.zeros(shape, np.float32)
+
+    own_weights = np.full((threads, N, E + 1), NOT_PICKED)
+    own_weights[:, :, E] = 1
+    return Room(
+        x=floats(N, D),
+        positions=np.zeros(N, np.int64),
+        own_normed=floats(threads * N, D),
+        own_head=floats(threads * N, d),
+        q=floats(N, H, d),
+        own_scores=floats(threads, capacity),
+        heads=floats(N, H * d),
+        router_scores=floats(N, E),
+        own_biased=floats(threads, E),
+        own_weights=own_weights,
+        own_picked=np.zeros((threads, E + 1), np.int64),
+        gate=floats((picked + 1) * N, F),
+        up=floats((picked + 1) * N, F),
+        y=floats(N, D),
+        hidden=floats(N, D),
+        logits=floats(N, c.vocab_size),
+    )

@@ -1,0 +1,150 @@
+"""How kernels are compiled, and where the compiled code is kept.
+
+`@kernel` makes Numba compile a function at its first call and keep the result in the user's cache folder, so that the
+next process starts at once. Numba's own cache does not notice an edit in another module, mixes entries when two
+processes write at once and trips over damaged files; so each entry here is one file, written in one go, named by a
+hash of everything it depends on, and checked when it is read.
+
+With NUMBA_DISABLE_JIT=1 in the environment the kernels are plain Python functions: slow, and open to a debugger.
+"""
+
+import functools
+import hashlib
+import inspect
+import os
+import pickle
+import platform
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+# What the compiler may do with floats: sum in another order (so that it can use vector registers) and fuse a product
+# with a sum. Nothing that assumes away NaN or infinity: masks use them.
+FLAGS = {"reassoc", "contract"}
+KEPT = 4  # cache folders of other versions that stay when a new one is made
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile with our flags, free of the interpreter's lock, through our cache, and without Numba's memory manager:
+    a kernel allocates nothing, and counts no references."""
+    compiled = numba.njit(nogil=True, fastmath=FLAGS, _nrt=False)(function)
+    if not numba.config.DISABLE_JIT and (folder := cache_folder()) is not None:
+        compiled._cache = _Cache(function, folder)
+    return compiled
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A kernel so small that it is copied into its callers before they are compiled, which takes less time."""
+    return numba.njit(nogil=True, fastmath=FLAGS, _nrt=False, inline="always")(function)
+
+
+# -- where -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels, made if need be; None, after one notice, where nothing can be written.
+
+    `MINGLM_CACHE` names another place than the user's cache folder.
+    """
+    try:
+        folder = _user_cache() / f"kernels-{_version()}"
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_old(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        _notice(f"no folder to keep compiled kernels in ({error}); every process compiles anew, which takes seconds. ")
+        return None
+
+
+def _user_cache() -> Path:
+    if given := os.environ.get("MINGLM_CACHE"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "minglm"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/minglm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minglm"
+
+
+def _version() -> str:
+    """A hash of every kernel's source and of what compiles it. The processor's name is in each entry's own hash."""
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    versions = f"{numba.__version__} {platform.python_version()} {platform.machine()} {numba.config.BOUNDSCHECK}"
+    return hashlib.sha256(b"".join([*sources, versions.encode()])).hexdigest()[:16]
+
+
+def _remove_old(current: Path) -> None:
+    others = [path for path in current.parent.glob("kernels-*") if path != current]
+    for path in sorted(others, key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -- what --------------------------------------------------------------------------------------------------------
+
+
+class _Cache:
+    """What a Numba dispatcher asks of a cache. An entry is a file: a checksum, then the pickled machine code."""
+
+    def __init__(self, function: Callable[..., Any], folder: Path):
+        self.cache_path = str(folder)
+        source = inspect.getsource(function)
+        self._name = f"{function.__module__}.{function.__qualname__} {source}"
+
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """The compiled function for these argument types, or None: then Numba compiles it."""
+        target.refresh()
+        path = self._path(signature, target.codegen())
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        try:
+            checksum, code = data[:32], data[32:]
+            if hashlib.sha256(code).digest() != checksum:
+                raise ValueError("its checksum does not fit")
+            return CompileResult._rebuild(target, *pickle.loads(code))
+        except Exception as error:  # a damaged pickle raises anything
+            _notice(f"{path.name}: a damaged file in the cache of compiled kernels ({error}), compiled anew. ")
+            return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        code = dumps(compiled._reduce())
+        path = self._path(signature, compiled.codegen)
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix="unfinished-", delete=False) as file:
+                temporary = Path(file.name)
+                file.write(hashlib.sha256(code).digest() + code)
+            os.replace(temporary, path)
+        except OSError as error:
+            _notice(f"cannot keep a compiled kernel ({error}); the next process compiles it again. ")
+            if temporary is not None:
+                with suppress(OSError):
+                    temporary.unlink()
+
+    def _path(self, signature: Any, codegen: Any) -> Path:
+        key = f"{self._name} {signature} {codegen.magic_tuple()}"
+        return Path(self.cache_path) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel"
+
+    def enable(self) -> None: ...
+
+    def disable(self) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@functools.cache
+def _notice(text: str) -> None:
+    warnings.warn(text + "MINGLM_CACHE=folder names a place for them", RuntimeWarning, stacklevel=3)
