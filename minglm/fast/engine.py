@@ -7,9 +7,9 @@ import numpy as np
 
 from minglm.config import Config
 from minglm.fast import decode
-from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, steps
+from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
 from minglm.fast.kernels import NOT_PICKED
-from minglm.fast.team import meeting_words, team, thread_count
+from minglm.fast.team import team, thread_count
 from minglm.model.kvcache import KVCache
 from minglm.model.ops import Array
 from minglm.model.params import Layer, Moe, Params, expert
@@ -137,8 +137,6 @@ class Decoder:
         self._book = AddressBook(params, config)
         self._sizes, self._weights = sizes_of(config), self._book.weights()
         self._team = team(thread_count(threads, config))
-        self._words = meeting_words()
-        self._number = 0
         self._rows = rows
         ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
         self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
@@ -164,16 +162,9 @@ class Decoder:
             tokens.segments[:N] = segments.reshape(-1)
             tokens.wanted[:N].reshape(B, T)[:, :-1] = not last_only
             cache.segments[np.arange(B)[:, None], slots] = segments
-            self._run()
+            self._team.run(step, *self._state)
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
-
-    def _run(self) -> None:
-        threads = self._team.ranks()
-        self._number += 1
-        number = self._number
-        while not steps(0, number, threads, *self._state):  # the workers are not there, or just went home
-            self._team.meet(self._words, number, lambda rank: steps(rank, number, threads, *self._state))
 
     def _use(self, cache: KVCache) -> None:
         c, rows, threads = self.config, self._rows, self._team.threads
@@ -181,9 +172,7 @@ class Decoder:
         self._cache = cache
         self._room = _room(c, rows, threads, cache.capacity)
         arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
-        self._team.run(lambda rank: None)
-        self._words = meeting_words()
-        self._state: Any = (self._words, self._sizes, self._weights, self._tokens, arrays, self._room)
+        self._state: Any = (self._sizes, self._weights, self._tokens, arrays, self._room)
 
 
 def _room(c: Config, N: int, threads: int, capacity: int) -> Room:
