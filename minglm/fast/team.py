@@ -51,7 +51,8 @@ def thread_count(asked: int | None, config: Config) -> int:
 # -- inside kernels ----------------------------------------------------------------------------------------------
 # Words that the ranks share, each group on a cache line of its own.
 
-ARRIVED, PHASE, TASK, FUNCTION = 0, 8, 16, 24  # at FUNCTION + 1: its arguments
+ARRIVED, PHASE, TASK, FUNCTION, NEXT = 0, 8, 16, 24, 32  # at FUNCTION + 1: its arguments
+STAGES = 4  # of one task may hand out pieces by `take`
 CLOSED = -1  # in TASK: nobody is waiting any more
 PATIENCE = 200_000  # looks for a task before a worker goes home, about a millisecond
 STUBBORN = 500  # looks in a row before it gives way to other threads
@@ -61,6 +62,12 @@ STUBBORN = 500  # looks in a row before it gives way to other threads
 def share(rank, threads, n):
     """The part of n pieces of work that is this rank's: start and stop."""
     return n * rank // threads, n * (rank + 1) // threads
+
+
+@inlined
+def take(words, stage):
+    """The number of the next piece of work of this stage that nobody has taken; for pieces of unequal size."""
+    return fetch_add(words, NEXT + 8 * stage, 1)
 
 
 @kernel
@@ -112,6 +119,8 @@ def parallel(body: Callable[..., None]) -> Any:
 
     def launch(words, threads, *arguments):
         number = load(words, TASK)
+        for stage in range(STAGES):
+            words[NEXT + 8 * stage] = 0
         publish(words, FUNCTION, part, (words, *arguments))
         if threads > 1 and (number == CLOSED or not swap_if(words, TASK, number, number + 1)):
             return False  # the workers went home
@@ -137,7 +146,7 @@ class Team:
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
-        self.words = np.zeros(32, np.int64)
+        self.words = np.zeros(NEXT + 8 * STAGES, np.int64)
         self.words[TASK] = CLOSED
         self._go = [_closed_lock() for _ in range(self.threads - 1)]
         self._home = [threading.Lock() for _ in range(self.threads - 1)]
@@ -149,6 +158,7 @@ class Team:
         with self.lock:
             threads = self.ranks()
             if DISABLE_JIT:
+                self.words[NEXT:] = 0
                 task(0, 1, self.words, *arguments)
                 return
             while not task(self.words, threads, *arguments):

@@ -116,7 +116,7 @@ def moe(
     # 1. router
     routing, saved_router = router(rows, params.gate, config, tap)
     # 2. routed experts
-    answers, history = routed_experts(rows, routing, params.experts, tap, ops)
+    answers, history = getattr(ops, "routed_experts", routed_experts)(rows, routing, params.experts, tap, ops)
     out = routed = tap("routed", answers)
     # 3. shared expert
     saved_shared = None
@@ -140,7 +140,8 @@ def moe_bwd(
     if params.shared_experts is not None:
         dx_shared, dshared = mlp_bwd(drows, saved_shared, params.shared_experts, ops)
     # 2. routed experts
-    dx_routed, dweights, dexperts = routed_experts_bwd(drows, history, saved_router.routing, params.experts, ops)
+    backward = getattr(ops, "routed_experts_bwd", routed_experts_bwd)
+    dx_routed, dweights, dexperts = backward(drows, history, saved_router.routing, params.experts, ops)
     # 1. router
     dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores)
     return (dx_routed + dx_router + dx_shared).reshape(dout.shape), Moe(dgate, dexperts, dshared)

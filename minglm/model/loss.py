@@ -97,7 +97,7 @@ class _Router(NamedTuple):
 
 def _routers(saved: TransformerSaved, chain: list[Depth], config: Config) -> list[_Router]:
     """Every router that ran, in layer order."""
-    steps = [(i, s.mlp, saved.layout.segments >= 0) for i, s in enumerate(saved.layers)]
+    steps = [(i, s.mlp, saved.layout.sight.segments >= 0) for i, s in enumerate(saved.layers)]
     steps += [(config.num_hidden_layers + depth.number, depth.saved.layer.mlp, depth.valid) for depth in chain]
     return [_Router(i, mlp.router, valid) for i, mlp, valid in steps if isinstance(mlp, MoeSaved)]
 

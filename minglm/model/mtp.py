@@ -139,8 +139,8 @@ def mtp_chain(
         rows = ids.shape[1] - k
         number = (k - 1) % len(params.mtp)
         mtp = in_compute_dtype(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
-        own = trunk.segments[:, :rows]
-        valid = (own == trunk.segments[:, k:]) & (own >= 0)
+        own = trunk.sight.segments[:, :rows]
+        valid = (own == trunk.sight.segments[:, k:]) & (own >= 0)
         layout = make_layout(
             own.shape, config, hidden.dtype, None, trunk.positions[:, :rows], segments=np.where(valid, own, -1)
         )
@@ -228,5 +228,5 @@ def mtp_step(
     layout = make_layout(next_ids.shape, config, hidden.dtype, cache, segments=segments)
     table = mtp_embedding_weight(params, mtp)
     normed, _ = mtp_layer(hidden, next_ids, mtp, table, config, layout, cache, 0, tap, ops)
-    cache.advance(layout.segments)
+    cache.advance(layout.sight.segments)
     return ops.linear(normed, mtp_head_weight(params, mtp).astype(hidden.dtype, copy=False)), normed

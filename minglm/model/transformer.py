@@ -47,7 +47,7 @@ def transformer(
         if save:
             saved_layers.append(saved)
     if cache is not None:
-        cache.advance(layout.segments)
+        cache.advance(layout.sight.segments)
     saved_all = TransformerSaved(ids, layout, saved_layers, x)
     if stop_at is not None:
         return x, saved_all
