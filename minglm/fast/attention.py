@@ -22,56 +22,46 @@ def block_of(piece, blocks, H, T):
     return b, rest % H, block * BLOCK, min((block + 1) * BLOCK, T)
 
 
-@inlined
-def hide(scores, t, S, b, slot, segment, key_segments, scale):
-    """Scale query t's scores and put −∞ where it may not look: at later keys and at other segments'. Returns the
-    highest."""
-    highest = NOTHING
-    for s in range(S):
-        visible = s == slot or (s < slot and segment >= 0 and key_segments[b, s] == segment)
-        score = scores[t, s] * scale if visible else NOTHING
-        scores[t, s] = score
-        highest = max(highest, score)
-    return highest
-
-
 @parallel
-def attend_forward(rank, threads, words, blas, q, k, v, slots, segments, key_segments, own_scores, y, totals):
-    """softmax(q kᵀ / √d) v. q, y [B, T, H, d]; k, v [B, S, G, d], rows any distance apart; slots, segments [B, T];
-    key_segments [B, S]; totals [B, H, T]: log Σ exp(scores). own_scores [threads, BLOCK, S] is room."""
+def attend_forward(rank, threads, words, blas, q, k, v, begins, slots, own_scores, y, totals):
+    """softmax(q kᵀ / √d) v. q, y [B, T, H, d]; k, v [B, S, G, d], rows any distance apart; query t of row b sees keys
+    begins[b, t] … slots[b, t]; totals [B, H, T]: log Σ exp(scores). own_scores [threads, BLOCK, S] is room."""
     B, T, H, d = q.shape
     G = k.shape[2]
-    scale = np.float32(d) ** np.float32(-0.5)
+    scale = ONE / np.sqrt(np.float32(d))
     blocks = -(-T // BLOCK)
-    room = own_scores[rank]
+    scores = own_scores[rank]
+    at, width = address(scores), scores.shape[1]
     piece = take(words, 0)
     while piece < B * H * blocks:
         b, h, first, last = block_of(piece, blocks, H, T)
         g, S, n = h // (H // G), slots[b, last - 1] + 1, last - first
-        at = address(room)
         q_at = address(q) + 4 * ((b * T + first) * H + h) * d
         k_at = address(k) + b * k.strides[0] + 4 * g * d
         v_at = address(v) + b * v.strides[0] + 4 * g * d
-        product(blas, False, True, n, S, d, ONE, q_at, H * d, k_at, k.strides[1] // 4, ZERO, at, room.shape[1])
+        product(blas, False, True, n, S, d, scale, q_at, H * d, k_at, k.strides[1] // 4, ZERO, at, width)
         for t in range(n):
-            slot, segment = slots[b, first + t], segments[b, first + t]
-            highest = hide(room, t, S, b, slot, segment, key_segments, scale)
-            total = ZERO
-            for s in range(S):
-                weight = exp(room[t, s] - highest)
-                room[t, s] = weight
-                total += weight
-            for s in range(S):
-                room[t, s] /= total
+            begin, end = begins[b, first + t], slots[b, first + t] + 1
+            seen = scores[t, begin:end]
+            highest, total = NOTHING, ZERO
+            for s in range(len(seen)):
+                highest = max(highest, seen[s])
+            for s in range(len(seen)):
+                seen[s] = exp(seen[s] - highest)
+                total += seen[s]
+            for s in range(len(seen)):
+                seen[s] /= total
+            scores[t, :begin] = ZERO
+            scores[t, end:S] = ZERO
             totals[b, h, first + t] = highest + np.log(total)
         y_at = address(y) + 4 * ((b * T + first) * H + h) * d
-        product(blas, False, False, n, d, S, ONE, at, room.shape[1], v_at, v.strides[1] // 4, ZERO, y_at, H * d)
+        product(blas, False, False, n, d, S, ONE, at, width, v_at, v.strides[1] // 4, ZERO, y_at, H * d)
         piece = take(words, 0)
 
 
 @parallel
 def attend_backward(
-    rank, threads, words, blas, dy, q, k, v, y, totals, segments, own_scores, own_dscores, dk_heads, dv_heads,
+    rank, threads, words, blas, dy, q, k, v, y, totals, begins, own_scores, own_dscores, dk_heads, dv_heads,
     dq, dk, dv,
 ):  # fmt: skip
     """See `attend_bwd`; all contiguous, T = S. dk_heads, dv_heads [B, T, H, d]: each query head's part, summed over
@@ -79,44 +69,41 @@ def attend_backward(
     B, T, H, d = q.shape
     G = k.shape[2]
     R = H // G
-    scale = np.float32(d) ** np.float32(-0.5)
+    scale = ONE / np.sqrt(np.float32(d))
     probs, dscores = own_scores[rank], own_dscores[rank]
-    width = probs.shape[1]
-    p_at, ds_at = address(probs), address(dscores)
+    p_at, ds_at, width = address(probs), address(dscores), probs.shape[1]
     piece = take(words, 0)
     while piece < B * H:
         b, h = piece // H, piece % H
         head, group = 4 * (b * T * H + h) * d, 4 * (b * T * G + h // R) * d
+        k_at, v_at, dk_at, dv_at = (
+            address(k) + group,
+            address(v) + group,
+            address(dk_heads) + head,
+            address(dv_heads) + head,
+        )
         for first in range((T - 1) // BLOCK * BLOCK, -1, -BLOCK):
             last = min(first + BLOCK, T)
             n, S, at = last - first, last, head + 4 * first * H * d
-            keep = ZERO if last == T else ONE  # the first block to come writes dk and dv, the others add
-            product(
-                blas, False, True, n, S, d, ONE, address(q) + at, H * d, address(k) + group, G * d, ZERO, p_at, width
-            )
-            product(
-                blas, False, True, n, S, d, ONE, address(dy) + at, H * d, address(v) + group, G * d, ZERO, ds_at, width
-            )
+            q_at, dy_at = address(q) + at, address(dy) + at
+            product(blas, False, True, n, S, d, scale, q_at, H * d, k_at, G * d, ZERO, p_at, width)
+            product(blas, False, True, n, S, d, ONE, dy_at, H * d, v_at, G * d, ZERO, ds_at, width)
             for t in range(n):
-                hide(probs, t, S, b, first + t, segments[b, first + t], segments, scale)
                 total, along = totals[b, h, first + t], ZERO
                 for i in range(d):
                     along += dy[b, first + t, h, i] * y[b, first + t, h, i]
-                for s in range(S):
-                    p = exp(probs[t, s] - total)
-                    probs[t, s] = p
-                    dscores[t, s] = p * (dscores[t, s] - along) * scale
-            product(
-                blas, False, False, n, d, S, ONE, ds_at, width, address(k) + group, G * d, ZERO, address(dq) + at, H * d
-            )
-            product(
-                blas, True, False, S, d, n, ONE, ds_at, width, address(q) + at, H * d, keep, address(dk_heads) + head,
-                H * d,
-            )  # fmt: skip
-            product(
-                blas, True, False, S, d, n, ONE, p_at, width, address(dy) + at, H * d, keep, address(dv_heads) + head,
-                H * d,
-            )  # fmt: skip
+                begin, end = begins[b, first + t], first + t + 1
+                p, ds = probs[t, begin:end], dscores[t, begin:end]
+                for s in range(len(p)):
+                    p[s] = exp(p[s] - total)
+                    ds[s] = p[s] * (ds[s] - along) * scale
+                for hidden in (probs, dscores):
+                    hidden[t, :begin] = ZERO
+                    hidden[t, end:S] = ZERO
+            keep = ZERO if last == T else ONE  # the first block to come writes dk and dv, the others add
+            product(blas, False, False, n, d, S, ONE, ds_at, width, k_at, G * d, ZERO, address(dq) + at, H * d)
+            product(blas, True, False, S, d, n, ONE, ds_at, width, q_at, H * d, keep, dk_at, H * d)
+            product(blas, True, False, S, d, n, ONE, p_at, width, dy_at, H * d, keep, dv_at, H * d)
         piece = take(words, 0)
     barrier(words, threads)
     start, stop = share(rank, threads, B * T)

@@ -9,12 +9,13 @@ from minglm.config import Config
 from minglm.fast import decode
 from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
 from minglm.fast.kernels import NOT_PICKED
+from minglm.fast.ops import FastOps
 from minglm.fast.team import team, thread_count
 from minglm.model.kvcache import KVCache
 from minglm.model.ops import Array
 from minglm.model.params import Layer, Moe, Params, expert
 from minglm.model.rope import rotation
-from minglm.model.transformer import head_weight
+from minglm.model.transformer import head_weight, transformer
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -117,11 +118,17 @@ class FastEngine:
         """Raises ValueError for weights that are not float32 or bfloat16, or not contiguous."""
         threads = thread_count(threads, config)
         self.name = f"fast engine, {threads} thread" + "s" * (threads > 1)
+        self._params, self._config, self._threads = params, config, threads
         self._decoder = Decoder(params, config, PIECE, threads)
         self._cache = KVCache(config, capacity=capacity)
 
     def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
         """Continue the sequence; logits after the last token."""
+        if len(ids) > 2 * PIECE:
+            ops = FastOps(self._threads)
+            with ops.session():
+                transformer(np.array([ids[:-1]], np.int64), self._params, self._config, self._cache, ops=ops)
+            ids = ids[-1:]
         for start in range(0, len(ids), PIECE):
             piece = np.array([ids[start : start + PIECE]], np.int64)
             logits = self._decoder.step(piece, self._cache, last_only=True)

@@ -34,10 +34,14 @@ DISABLE_JIT = bool(numba.config.DISABLE_JIT)
 KEPT = 4  # cache folders of other versions that stay when a new one is made
 
 
+# A kernel allocates nothing (so it needs no memory manager, and counts no references), and raises nothing (a division
+# by zero gives what NumPy gives).
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FLAGS, "_nrt": False, "error_model": "numpy"}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile with our flags, free of the interpreter's lock, through our cache, and without Numba's memory manager:
-    a kernel allocates nothing, and counts no references."""
-    compiled = numba.njit(nogil=True, fastmath=FLAGS, _nrt=False)(function)
+    """Compile with our options, free of the interpreter's lock, and through our cache."""
+    compiled = numba.njit(**OPTIONS)(function)
     if not DISABLE_JIT and (folder := cache_folder()) is not None:
         compiled._cache = _Cache(function, folder)
     return compiled
@@ -45,7 +49,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A kernel so small that it is copied into its callers before they are compiled, which takes less time."""
-    return numba.njit(nogil=True, fastmath=FLAGS, _nrt=False, inline="always")(function)
+    return numba.njit(**OPTIONS, inline="always")(function)
 
 
 # -- where -------------------------------------------------------------------------------------------------------

@@ -5,10 +5,13 @@ They are bound by memory: what a row needs is done in one pass over it.
 
 import numpy as np
 
+from minglm.fast.jit import inlined
 from minglm.fast.kernels import NOTHING, ONE, ZERO, exp
+from minglm.fast.machine import widen
 from minglm.fast.team import barrier, parallel, share
 
 BLOCK = 4096  # numbers that are summed in float32 before they go into a float64 total
+ROWS = 128  # rows that are summed in one piece
 
 
 @parallel
@@ -26,27 +29,35 @@ def norm_forward(rank, threads, words, x, weight, eps, y):
 
 
 @parallel
-def norm_backward(rank, threads, words, dy, x, weight, eps, dx, dweight, scales):
-    """See `rms_norm_bwd`. scales [N]: room for 1/r of each row."""
+def norm_backward(rank, threads, words, dy, x, weight, eps, dx, dweight, partial):
+    """See `rms_norm_bwd`. partial [blocks of ROWS, D]: room for each block's part of dweight."""
     N, D = x.shape
-    start, stop = share(rank, threads, N)
-    for n in range(start, stop):
-        squares, along = ZERO, ZERO
+    start, stop = share(rank, threads, len(partial))
+    for block in range(start, stop):
         for i in range(D):
-            squares += x[n, i] * x[n, i]
-            along += dy[n, i] * weight[i] * x[n, i]
-        scale = ONE / np.sqrt(squares / np.float32(D) + eps)
-        along *= scale * scale / np.float32(D)
-        for i in range(D):
-            dx[n, i] = (dy[n, i] * weight[i] - x[n, i] * along) * scale
-        scales[n] = scale
+            partial[block, i] = ZERO
+        for n in range(block * ROWS, min((block + 1) * ROWS, N)):
+            squares, along = ZERO, ZERO
+            for i in range(D):
+                squares += x[n, i] * x[n, i]
+                along += dy[n, i] * weight[i] * x[n, i]
+            scale = ONE / np.sqrt(squares / np.float32(D) + eps)
+            along *= scale * scale / np.float32(D)
+            for i in range(D):
+                dx[n, i] = (dy[n, i] * weight[i] - x[n, i] * along) * scale
+                partial[block, i] += dy[n, i] * (x[n, i] * scale)
     barrier(words, threads)
-    start, stop = share(rank, threads, D)  # one rank sums a column, whatever the number of ranks
-    for i in range(start, stop):
-        dweight[i] = ZERO
-    for n in range(N):
-        for i in range(start, stop):
-            dweight[i] += dy[n, i] * (x[n, i] * scales[n])
+    if rank == 0:
+        sum_rows(partial, dweight)
+
+
+@inlined
+def sum_rows(x, into):
+    for i in range(len(into)):
+        into[i] = ZERO
+    for n in range(len(x)):
+        for i in range(len(into)):
+            into[i] += x[n, i]
 
 
 @parallel
@@ -69,19 +80,30 @@ def turn_heads(rank, threads, words, x, cos, sin, direction, y):
 def add_rows(rank, threads, words, a, b, y):
     """y = a + b, all flat."""
     start, stop = share(rank, threads, len(y))
-    for i in range(start, stop):
+    a, b, y = a[start:stop], b[start:stop], y[start:stop]
+    for i in range(len(y)):
         y[i] = a[i] + b[i]
+
+
+@parallel
+def widen_all(rank, threads, words, x, y):
+    """y = x, both flat, from bfloat16 to float32."""
+    start, stop = share(rank, threads, len(y))
+    x, y = x[start:stop], y[start:stop]
+    for i in range(len(y)):
+        y[i] = widen(x[i])
 
 
 @parallel
 def embed_backward(rank, threads, words, dy, ids, dweight):
     """dweight [V, D]: each row the sum of the gradients of its uses, in their order."""
     start, stop = share(rank, threads, dweight.shape[1])
+    dy, dweight = dy[:, start:stop], dweight[:, start:stop]
     for v in range(len(dweight)):
-        for i in range(start, stop):
+        for i in range(stop - start):
             dweight[v, i] = ZERO
     for n in range(len(ids)):
-        for i in range(start, stop):
+        for i in range(stop - start):
             dweight[ids[n], i] += dy[n, i]
 
 
@@ -125,19 +147,20 @@ def squares_of(rank, threads, words, x, partial):
     """partial[b] = Σ x² over block b of the flat x; NaN and ∞ stay what they are."""
     start, stop = share(rank, threads, len(partial))
     for b in range(start, stop):
-        total = ZERO
-        for i in range(b * BLOCK, min((b + 1) * BLOCK, len(x))):
-            total += x[i] * x[i]
+        part, total = x[b * BLOCK : (b + 1) * BLOCK], ZERO
+        for i in range(len(part)):
+            total += part[i] * part[i]
         partial[b] = total
 
 
 @parallel
-def adamw(rank, threads, words, p, g, m, v, clip, b1, b2, share1, share2, rate, kept, eps, new_p, new_m, new_v):
-    """One step of AdamW on flat arrays; see `minglm.train.optim.AdamW`. The new arrays may be the old ones."""
+def adamw(rank, threads, words, p, g, m, v, clip, b1, b2, share1, share2, rate, kept, eps):
+    """One step of AdamW on flat arrays, in place; see `minglm.train.optim.AdamW`."""
     start, stop = share(rank, threads, len(p))
-    for i in range(start, stop):
+    p, g, m, v = p[start:stop], g[start:stop], m[start:stop], v[start:stop]
+    for i in range(len(p)):
         gradient = g[i] * clip
         mean = b1 * m[i] + (ONE - b1) * gradient
         square = b2 * v[i] + (ONE - b2) * gradient * gradient
-        new_m[i], new_v[i] = mean, square
-        new_p[i] = p[i] * kept - rate * (mean / share1) / (np.sqrt(square / share2) + eps)
+        m[i], v[i] = mean, square
+        p[i] = p[i] * kept - rate * (mean / share1) / (np.sqrt(square / share2) + eps)

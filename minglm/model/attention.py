@@ -3,7 +3,6 @@
 The sums over keys are `ops.attend`; here is everything around them.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from minglm.config import Config
 from minglm.model import ops as numpy_ops
 from minglm.model.kvcache import KVCache
-from minglm.model.ops import Array, Sight, Tap, no_tap
+from minglm.model.ops import Array, Ops, Sight, Tap, no_tap
 from minglm.model.params import Attention, Linear, Weight
 from minglm.model.rope import rotation
 
@@ -105,7 +104,7 @@ def attention(
     cache: KVCache | None = None,
     layer: int = 0,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, AttentionSaved]:  # [B, T, D] -> [B, T, D]
     """Project, norm each head, rotate, remember, attend, project back.
 
@@ -136,7 +135,7 @@ def attention(
 
 
 def attention_bwd(
-    dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: ModuleType = numpy_ops
+    dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: Ops = numpy_ops
 ) -> tuple[Array, Attention]:  # [B, T, D] -> [B, T, D], the record
     """The numbered steps of the forward, undone in reverse. Without a cache: training sees whole sequences."""
     x, q, k, heads, saved_attend, layout = saved
@@ -164,17 +163,15 @@ def attention_bwd(
         q_norm=dq_norm,
         k_norm=dk_norm,
     )
-    return dx_q + dx_k + dx_v, dparams
+    return ops.add(dx_q, dx_k, dx_v), dparams
 
 
-def _head_norm(x: Array, norm: Weight | None, config: Config, ops: ModuleType) -> Array:
+def _head_norm(x: Array, norm: Weight | None, config: Config, ops: Ops) -> Array:
     """RMSNorm over each head's d entries, one weight for all heads; GLM-4.5-Air has none."""
     return x if norm is None else ops.rms_norm(x, norm.weight, config.rms_norm_eps)
 
 
-def _head_norm_bwd(
-    dy: Array, x: Array, norm: Weight | None, config: Config, ops: ModuleType
-) -> tuple[Array, Weight | None]:
+def _head_norm_bwd(dy: Array, x: Array, norm: Weight | None, config: Config, ops: Ops) -> tuple[Array, Weight | None]:
     if norm is None:
         return dy, None
     dx, dweight = ops.rms_norm_bwd(dy, x, norm.weight, config.rms_norm_eps)

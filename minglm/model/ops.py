@@ -19,6 +19,8 @@ import numpy as np
 Array = np.ndarray
 Tap = Callable[[str, Array], Array]  # shown every named array; the model goes on with what it returns
 
+Ops = Any  # this module, or whatever has functions of the same names
+
 IGNORE = -100  # a target that counts for nothing, as in transformers and torch
 
 
@@ -32,6 +34,16 @@ def scoped(tap: Tap, prefix: str) -> Tap:
     if tap is no_tap:
         return tap
     return lambda name, array: tap(prefix + name, array)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------
+
+
+def add(x: Array, *others: Array) -> Array:
+    """x + others, all of one shape: where a value was used several times, its gradients add up."""
+    for other in others:
+        x = x + other
+    return x
 
 
 # -- linear ------------------------------------------------------------------------------------------------------
