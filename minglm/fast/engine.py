@@ -167,7 +167,8 @@ class Decoder:
             tokens.rows[:N] = np.repeat(np.arange(B), T)
             tokens.slots[:N] = slots.reshape(-1)
             tokens.segments[:N] = segments.reshape(-1)
-            tokens.wanted[:N].reshape(B, T)[:, :-1] = not last_only
+            tokens.wanted[:N] = not last_only
+            tokens.wanted[T - 1 : N : T] = True
             cache.segments[np.arange(B)[:, None], slots] = segments
             self._team.run(step, *self._state)
             cache.advance(segments)
