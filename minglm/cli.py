@@ -210,6 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
 
+    _add_makers(commands)
+    return parser
+
+
+def _add_makers(commands: Any) -> None:
+    """The commands that make, measure or change a checkpoint."""
     train = commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__)
     train.set_defaults(run=_train)
     train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
@@ -240,7 +246,6 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = _command(commands, "bench", _bench, "time forward, decoding and a training step")
     bench.add_argument("--runs", type=int, default=5)
-    return parser
 
 
 def _command(

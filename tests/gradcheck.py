@@ -81,7 +81,7 @@ def total_loss(ids, targets, params, config, mtp_weight=0.3, balance_weight=0.0,
         logits = linear(depth.normed, mtp_head_weight(params, params.mtp[depth.number]))
         wanted = np.where(depth.valid, targets[:, k:], IGNORE)
         total = total + mtp_weight / depths * cross_entropy(logits, wanted)[0]
-    mlps = [(saved_layer.mlp, saved.layout.segments >= 0) for saved_layer in saved.layers]
+    mlps = [(saved_layer.mlp, saved.layout.sight.segments >= 0) for saved_layer in saved.layers]
     mlps += [(depth.saved.layer.mlp, depth.valid) for depth in chain]
     routers = [(mlp.router, valid) for mlp, valid in mlps if hasattr(mlp, "router")]
     for router, valid in routers:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from minglm.config import Config
+from minglm.model import ops
+from minglm.model.ops import Sight
 from minglm.model.params import map_record
 from tests import variants
 
@@ -99,6 +101,20 @@ def mutated(function, old: str, new: str):
     scope = dict(function.__globals__)
     exec(source.replace(old, new), scope)
     return scope[function.__name__]
+
+
+def causal(batch: int, count: int, keys: int | None = None) -> Sight:
+    """`count` queries that are the last of so many keys, all of one segment."""
+    keys = count if keys is None else keys
+    slots = np.broadcast_to(np.arange(keys - count, keys), (batch, count))
+    return Sight(slots, np.zeros((batch, count), int), np.zeros((batch, keys), int))
+
+
+def with_visible(old: str, new: str):
+    """The operations, with one piece of `visible_keys` replaced."""
+    attend = mutated(ops.attend, "visible_keys(", "wrong_keys(")
+    attend.__globals__["wrong_keys"] = mutated(ops.visible_keys, old, new)
+    return swapped(ops, attend=attend)
 
 
 def swapped(module, **functions):

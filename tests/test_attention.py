@@ -8,16 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minglm.model import KVCache, attention, attention_bwd, make_layout, ops, transformer
+from minglm.model.ops import Sight, visible_keys
 from tests.helpers import (
     MICRO,
     assert_all_differ,
     assert_close,
+    causal,
     mutated,
     naive_attend,
     naive_attention,
     naive_softmax,
     random_params,
     random_state,
+    with_visible,
 )
 
 # H = 6 query heads, G = 2 key/value heads, T = 3 queries that are the last of S = 5 positions
@@ -27,8 +30,8 @@ Q, K, V = (1.5 * RANDOM.standard_normal(shape) for shape in [(T, H, d), (S, G, d
 BEHIND = np.arange(S) <= np.arange(T)[:, None] + S - T
 
 
-def ours(q=Q, k=K, v=V, visible=BEHIND):
-    return ops.attend(q[None], k[None], v[None], visible[None])[0][0]
+def ours(q=Q, k=K, v=V):
+    return ops.attend(q[None], k[None], v[None], causal(1, T, S))[0][0]
 
 
 def naive(
@@ -102,9 +105,8 @@ def test_a_hidden_key_changes_nothing_bit_for_bit_and_gets_no_gradient():
     k, v = K.copy(), V.copy()
     k[-1], v[-1] = 1e3, -1e3
     assert np.array_equal(ours(k=k, v=v)[:-1], ours()[:-1])
-    visible = BEHIND.copy()
-    visible[:, -1] = False
-    _, dk, dv = ops.attend_bwd(Q[None], ops.attend(Q[None], K[None], V[None], visible[None])[1])
+    earlier = Sight(np.array([[1, 2, 3]]), np.zeros((1, T), int), np.zeros((1, S), int))
+    _, dk, dv = ops.attend_bwd(Q[None], ops.attend(Q[None], K[None], V[None], earlier)[1])
     assert not dk[0, -1].any()
     assert not dv[0, -1].any()
 
@@ -215,12 +217,12 @@ def test_interleaved_documents_see_their_own_tokens_only():
         assert_close(y[segments == document], hidden(IDS[0, segments == document])[0])
 
 
-def test_positions_count_the_earlier_tokens_of_the_same_document():
+def test_positions_count_the_earlier_tokens_of_the_same_segment():
     segments = np.array([[-1, -1, 4, 4, 4], [0, 0, 1, 1, 1], [0, 1, 0, 1, 0]])
     layout = make_layout((3, 5), MICRO, np.float64, segments=segments)
     real = segments >= 0
     assert layout.positions[real].tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 0, 0, 1, 1, 2]
-    assert layout.visible[0].astype(int).tolist() == [
+    assert visible_keys(layout.sight)[0].astype(int).tolist() == [
         [1, 0, 0, 0, 0],
         [0, 1, 0, 0, 0],
         [0, 0, 1, 0, 0],
@@ -240,19 +242,16 @@ def test_wrong_layouts_are_told_apart():
     segments = np.array([[-1, -1, 0, 0, 0, 0, 1, 1, 1]] * 3)
     right = hidden(IDS, segments=segments)[:, 2:]
 
-    def with_layout(old, new):
-        wrong_layout = mutated(make_layout, old, new)
-        scope = mutated(transformer, "layout = make_layout(", "layout = wrong_layout(")
-        scope.__globals__["wrong_layout"] = wrong_layout
-        return scope(IDS, PARAMS, MICRO, segments=segments)[0][:, 2:]
+    def with_sight(old, new):
+        return transformer(IDS, PARAMS, MICRO, segments=segments, ops=with_visible(old, new))[0][:, 2:]
 
     wrong = {
-        "documents see each other": with_layout("(earlier & same_document) | itself", "earlier | itself"),
-        "own token hidden": with_layout(
-            "(earlier & same_document) | itself",
-            "earlier & same_document | itself & ~(earlier & same_document).any(-1, keepdims=True)",
+        "documents see each other": with_sight("(earlier & same_segment) | itself", "earlier | itself"),
+        "own token hidden": with_sight(
+            "(earlier & same_segment) | itself",
+            "earlier & same_segment | itself & ~(earlier & same_segment).any(-1, keepdims=True)",
         ),
-        "causal mask forgotten": with_layout("(earlier & same_document) | itself", "same_document | itself"),
+        "causal mask forgotten": with_sight("(earlier & same_segment) | itself", "same_segment | itself"),
     }
     assert len(wrong) == 3
     assert_all_differ(wrong, right)
@@ -281,5 +280,5 @@ def test_the_scale_is_of_the_head_and_not_of_the_model():
     """All keys equal but one: its weight is e^(q·k/√d) to 1."""
     q, k = np.zeros((1, 1, 1, 4)), np.zeros((1, 2, 1, 4))
     q[..., 0], k[0, 1, 0, 0] = 2, 3
-    _, saved = ops.attend(q, k, k, np.ones((1, 1, 2), bool))
+    _, saved = ops.attend(q, k, k, causal(1, 1, 2))
     assert saved.probs[0, 0, 0, 1] / saved.probs[0, 0, 0, 0] == pytest.approx(math.exp(6 / 2))

@@ -1,12 +1,14 @@
 """The key/value cache: the same tokens in any split give the same states; what is forgotten stays forgotten."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 
 from minglm.model import KVCache, attention, make_layout, transformer
-from tests.helpers import MICRO, assert_all_differ, assert_close, mutated, random_params, random_state
+from minglm.model.ops import visible_keys
+from tests.helpers import MICRO, assert_all_differ, assert_close, mutated, random_params, random_state, with_visible
 
 CONFIG = MICRO.replace(num_hidden_layers=2)
 PARAMS = random_params(CONFIG, 0)
@@ -42,6 +44,8 @@ def test_every_split_of_seven_tokens_gives_the_states_of_one_call():
 
 def wrong_run(old, new, of):
     """The transformer with one piece of the layout's or the attention's source replaced."""
+    if of is visible_keys:
+        return partial(transformer, ops=with_visible(old, new))
     if of is make_layout:
         run = mutated(transformer, "layout = make_layout(", "layout = wrong_layout(")
         run.__globals__["wrong_layout"] = mutated(make_layout, old, new)
@@ -57,17 +61,17 @@ def wrong_run(old, new, of):
     return run
 
 
-POSITIONS = "positions = (earlier & same_document).sum(axis=-1)"
-VISIBLE = "(earlier & same_document) | itself"
+POSITIONS = "positions = np.where(segments < 0, 0, np.take_along_axis(_place_in_segment(key_segments), slots, axis=1))"
+VISIBLE = "(earlier & same_segment) | itself"
 WRONG = {
     "restart_positions": (POSITIONS, "positions = np.broadcast_to(np.arange(count), (batch, count))", make_layout),
-    "no_mask_with_cache": (VISIBLE, f"(same_document | itself) if cache else {VISIBLE}", make_layout),
-    "no_mask_after_first": (VISIBLE, f"(same_document | itself) if cache.length.any() else {VISIBLE}", make_layout),
-    "top_left": (VISIBLE, "np.broadcast_to(key_slots <= np.arange(count)[:, None], earlier.shape)", make_layout),
-    "overwrite, or new_only": (VISIBLE, f"({VISIBLE}) & (key_slots >= slots[:, :1, None])", make_layout),
+    "no_mask_with_cache": (VISIBLE, "same_segment | itself", visible_keys),
+    "no_mask_after_first": (VISIBLE, f"(same_segment | itself) if slots[0, 0] > 0 else {VISIBLE}", visible_keys),
+    "top_left": (VISIBLE, "np.broadcast_to(keys <= np.arange(slots.shape[1])[:, None], earlier.shape)", visible_keys),
+    "overwrite, or new_only": (VISIBLE, f"({VISIBLE}) & (keys >= slots[:, :1])", visible_keys),
     "double_rotate": (
-        "k_seen, v_seen, layout.visible, tap",
-        "ops.rope(k_seen, layout.cos[:, :1], layout.sin[:, :1]), v_seen, layout.visible, tap",
+        "k_seen, v_seen, layout.sight, tap",
+        "ops.rope(k_seen, layout.cos[:, :1], layout.sin[:, :1]), v_seen, layout.sight, tap",
         attention,
     ),
     "unrotated_cache": ("cache.append(layer, k_turned,", "cache.append(layer, k_normed,", attention),
@@ -229,7 +233,7 @@ def test_a_row_that_ends_in_padding_continues_its_own_document():
     segments = np.array([[3, 3, 3, -1, -1], [3, 3, 3, 3, 3]])
     transformer(ids[:, :5], PARAMS, MICRO, cache, segments=segments)
     hidden, saved = transformer(ids[:, 5:], PARAMS, MICRO, cache)
-    assert saved.layout.segments.tolist() == [[3], [3]]
+    assert saved.layout.sight.segments.tolist() == [[3], [3]]
     assert saved.layout.positions.tolist() == [[3], [5]]
     alone, _ = transformer(ids[:1, [0, 1, 2, 5]], PARAMS, MICRO)
     assert_close(hidden[0, 0], alone[0, -1])

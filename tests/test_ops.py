@@ -12,6 +12,7 @@ from tests.gradcheck import check_gradients
 from tests.helpers import (
     assert_all_differ,
     assert_close,
+    causal,
     naive_attend,
     naive_cross_entropy,
     naive_mlp,
@@ -170,8 +171,7 @@ def test_softmax_gives_exactly_zero_where_the_input_is_minus_infinity():
 def test_attend_equals_the_naive_loops_for_any_shape(T, past, G, R, d):
     S = T + past
     q, k, v = normal(2, T, G * R, d), normal(2, S, G, d, seed=1), normal(2, S, G, d, seed=2)
-    visible = np.broadcast_to(np.arange(S) <= np.arange(T)[:, None] + past, (2, T, S))
-    y, _ = ops.attend(q, k, v, visible)
+    y, _ = ops.attend(q, k, v, causal(2, T, S))
     assert_close(y, np.stack([naive_attend(q[b], k[b], v[b]) for b in range(2)]), 1e-10)
 
 
@@ -232,7 +232,6 @@ def test_an_ignored_row_may_hold_anything():
 
 # -- what holds for all of them ----------------------------------------------------------------------------------
 
-VISIBLE = np.tril(np.ones((4, 4), bool))[None]
 IDS = np.array([[3, 1, 3], [0, 3, 4]])
 COS_SIN = [f(np.arange(6).reshape(1, 3, 2)) for f in (np.cos, np.sin)]
 
@@ -263,8 +262,8 @@ OPERATIONS = {
     "softmax": ([normal(3, 4)], ops.softmax, lambda dy, x: (ops.softmax_bwd(dy, ops.softmax(x)),)),
     "attend": (
         [normal(1, 4, 6, 8), normal(1, 4, 2, 8, seed=1), normal(1, 4, 2, 8, seed=2)],
-        lambda *a: ops.attend(*a, VISIBLE)[0],
-        lambda dy, *a: ops.attend_bwd(dy, ops.attend(*a, VISIBLE)[1]),
+        lambda *a: ops.attend(*a, causal(len(a[0]), 4))[0],
+        lambda dy, *a: ops.attend_bwd(dy, ops.attend(*a, causal(len(a[0]), 4))[1]),
     ),
     "embed": ([normal(6, 4)], lambda w: ops.embed(IDS, w), lambda dy, w: (ops.embed_bwd(dy, IDS, w),)),
     "cross_entropy": (
@@ -330,4 +329,4 @@ def test_large_values_give_finite_answers_without_a_warning(dtype):
         loss, _ = ops.cross_entropy(large, np.array([0, 1]))
         assert loss == 1000  # row 0: the target is 2000 below the best; row 1: certain
         k = 1000 * normal(1, 4, 2, 8).astype(dtype)
-        assert np.isfinite(ops.attend(k, k, k, VISIBLE)[0]).all()
+        assert np.isfinite(ops.attend(k, k, k, causal(len(k), 4))[0]).all()

@@ -187,11 +187,13 @@ class Sight(NamedTuple):
     segments: Array  # int [B, T] of the queries; negative: padding, which sees only itself
     key_segments: Array  # int [B, S]
 
-    @property
-    def visible(self) -> Array:  # bool [B, T, S]
-        keys, slots, segments = np.arange(self.key_segments.shape[1]), self.slots[:, :, None], self.segments[:, :, None]
-        same_segment = (self.key_segments[:, None] == segments) & (segments >= 0)
-        return (keys < slots) & same_segment | (keys == slots)
+
+def visible_keys(sight: Sight) -> Array:  # -> bool [B, T, S]
+    """The sight as a matrix."""
+    slots, segments, keys = sight.slots[:, :, None], sight.segments[:, :, None], np.arange(sight.key_segments.shape[1])
+    earlier, itself = keys < slots, keys == slots
+    same_segment = (sight.key_segments[:, None] == segments) & (segments >= 0)
+    return (earlier & same_segment) | itself
 
 
 class AttendSaved(NamedTuple):
@@ -211,7 +213,7 @@ def attend(
     S = k.shape[1]
     q_heads, k_heads, v_heads = _by_group(q * d**-0.5, k, v)  # scaled here, where the array is small
     products = q_heads @ k_heads.swapaxes(-1, -2)  # [B, G, R, T, d] · [B, G, 1, d, S] -> [B, G, R, T, S]
-    np.copyto(products, -np.inf, where=~sight.visible[:, None, None])
+    np.copyto(products, -np.inf, where=~visible_keys(sight)[:, None, None])
     scores = tap("scores", products.reshape(B, H, T, S))
     probs = tap("probs", softmax(scores))
     mixed = probs.reshape(products.shape) @ v_heads  # -> [B, G, R, T, d]

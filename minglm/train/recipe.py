@@ -92,7 +92,7 @@ def _is_number(value: Any) -> bool:
 RECIPES = {
     "glm-nano": Recipe(
         preset="glm-nano",
-        steps=3600,
+        steps=8000,
         batch_size=16,
         sequence_length=256,
         weights={

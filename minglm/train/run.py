@@ -110,9 +110,8 @@ def train_recipe(
     say("encoding …")
     batches = mixture(recipe, own or docs, model)
     say(f"{'fresh weights' if newest_checkpoint(run) is None else 'going on'}: {model}")
-    say(
-        f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens, {recipe.engine} engine, into {run}"
-    )
+    size = f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens"
+    say(f"{size}, {recipe.engine} engine, into {run}")
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
     return train(model, recipe, batches, run, look, threads=threads)
 
