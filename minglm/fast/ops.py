@@ -300,7 +300,7 @@ class FastOps:
 
     def cross_entropy(self, logits: Array, targets: Array) -> tuple[Any, CrossEntropySaved]:  # [.., V], [..] -> scalar
         logit_rows, flat_targets = flat(logits), np.ascontiguousarray(targets).reshape(-1)
-        losses, totals = np.empty((2, len(logit_rows)), np.float32)
+        losses, totals = np.empty(len(logit_rows), np.float32), np.empty((len(logit_rows), 2), np.float32)
         self._run(rows.entropy_forward, logit_rows, flat_targets, IGNORE, losses, totals)
         loss = losses.sum() / np.float32(max(int((flat_targets != IGNORE).sum()), 1))
         return loss, CrossEntropySaved(logit_rows, flat_targets, totals, logits.shape)

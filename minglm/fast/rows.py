@@ -112,7 +112,8 @@ def embed_backward(rank, threads, words, dy, ids, dweight):
 
 @parallel
 def entropy_forward(rank, threads, words, logits, targets, ignore, losses, totals):
-    """For each row −log softmax(logits)[target], 0 where the target is `ignore`; totals: log Σ exp(logits)."""
+    """For each row −log softmax(logits)[target], 0 where the target is `ignore`. totals [N, 2]: each row's highest
+    logit and the sum of exp(logit − highest), from which the backward makes the probabilities again."""
     N, V = logits.shape
     start, stop = share(rank, threads, N)
     for n in range(start, stop):
@@ -122,7 +123,7 @@ def entropy_forward(rank, threads, words, logits, targets, ignore, losses, total
         total = ZERO
         for v in range(V):
             total += exp(logits[n, v] - highest)
-        totals[n] = highest + np.log(total)
+        totals[n, 0], totals[n, 1] = highest, total
         losses[n] = ZERO if targets[n] == ignore else np.log(total) - (logits[n, targets[n]] - highest)
 
 
@@ -132,11 +133,12 @@ def entropy_backward(rank, threads, words, logits, targets, ignore, totals, fact
     N, V = logits.shape
     start, stop = share(rank, threads, N)
     for n in range(start, stop):
-        counts = ZERO if targets[n] == ignore else factor
+        highest, target = totals[n, 0], targets[n]
+        share_of_one = ZERO if target == ignore else factor / totals[n, 1]
         for v in range(V):
-            dlogits[n, v] = exp(logits[n, v] - totals[n]) * counts
-        if targets[n] != ignore:
-            dlogits[n, targets[n]] -= factor
+            dlogits[n, v] = exp(logits[n, v] - highest) * share_of_one
+        if target != ignore:
+            dlogits[n, target] = (exp(logits[n, target] - highest) / totals[n, 1] - ONE) * factor
 
 
 # -- the optimiser -----------------------------------------------------------------------------------------------
