@@ -222,7 +222,7 @@ class _Shape:
         from tqdm.std import tqdm
 
         limits = [Subject(name, sys.executable) for name in ("bandwidth", "products")]
-        turn = [s for s in [*self.present, *limits] if takes_part(s.name, work)]
+        turn = [s for s in [*self.present, *limits] if takes_part(s.name, self.shape.name, work)]
         answers: dict[str, list[dict[str, Any]]] = {}
         with tqdm(total=self.rounds * len(turn), desc=f"{self.shape.name} {work}", leave=False, disable=None) as bar:
             for _ in range(self.rounds):
@@ -266,10 +266,10 @@ class _Shape:
         return found
 
 
-def takes_part(subject: str, work: Work) -> bool:
-    """torch.compile and bare products have their works; llama.cpp does not train."""
+def takes_part(subject: str, shape: str, work: Work) -> bool:
+    """Bare products and what takes long to compile have their own works; llama.cpp does not train."""
     if subject == "torch.compile":
-        return work.name == "decode" and work.dtype == "float32" and work.units >= 256
+        return subject in goals.GOALS.get((shape, work.name, work.dtype), {})
     if subject == "products":
         return work.name in ("prefill", "train")
     return (work.name, subject) not in LEFT_OUT

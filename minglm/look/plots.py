@@ -131,32 +131,30 @@ def plot_roofline(
     ax.set_yscale("log")
     intensities = [point[2] for point in points]
     x = np.geomspace(min(intensities) / 3, max(*intensities, peak / bandwidth) * 3, 200)
-    ax.plot(x, np.minimum(x * bandwidth, peak), color="black", linewidth=1.5)
-    ax.text(x[2], x[2] * bandwidth * 1.25, f"reading {bandwidth:.0f} GB/s", fontsize=_FONT)
-    ax.text(x[-3], peak * 1.08, f"products {peak:,.0f} GFLOP/s", fontsize=_FONT, ha="right")
+    roof = f"reading {bandwidth:.0f} GB/s, products {peak:,.0f} GFLOP/s"
+    ax.plot(x, np.minimum(x * bandwidth, peak), color="black", linewidth=1.5, label=roof)
     for i, subject in enumerate(dict.fromkeys(point[1] for point in points)):
         colour, marker = _SUBJECTS[i % len(_SUBJECTS)]
         own = [point for point in points if point[1] == subject]
         ax.plot([p[2] for p in own], [p[3] for p in own], marker, color=colour, label=printable(subject), markersize=7)
-    _name_works(ax, points)
+    works = _letter_works(ax, points)
     ax.set_xlabel("FLOP per byte that must be read", fontsize=_FONT + 1)
     ax.set_ylabel("GFLOP/s", fontsize=_FONT + 1)
-    ax.set_ylim(min(point[3] for point in points) / 3, peak * 2)
+    ax.set_ylim(min(point[3] for point in points) / 3, peak * 4)
     ax.grid(True, which="major", color="#dddddd")
     ax.legend(fontsize=_FONT, loc="lower right")
-    works = len(dict.fromkeys(point[0] for point in points))
     _title(ax, f"Roofline{_named(name)}", f"{works} works; the nearer to the line, the less is left to gain")
     return figure
 
 
-def _name_works(ax: Any, points: Sequence[tuple[str, str, float, float]]) -> None:
-    """Each work's name, upright, under the lowest of its points."""
-    lowest: dict[str, tuple[float, float]] = {}
+def _letter_works(ax: Any, points: Sequence[tuple[str, str, float, float]]) -> int:
+    """A letter beside each point, and what they stand for in the corner above the roof. Returns how many works."""
+    letters = {work: chr(ord("A") + i) for i, work in enumerate(dict.fromkeys(point[0] for point in points))}
     for work, _, x, y in points:
-        lowest[work] = min(lowest.get(work, (x, y)), (x, y), key=lambda point: point[1])
-    for work, (x, y) in lowest.items():
-        label = {"fontsize": _FONT, "rotation": 90, "ha": "center", "va": "top"}
-        ax.annotate(printable(work), (x, y), (0, -7), textcoords="offset points", **label)
+        ax.annotate(letters[work], (x, y), (7, 0), textcoords="offset points", fontsize=_FONT, va="center")
+    key = "\n".join(f"{letter}  {printable(work)}" for work, letter in letters.items())
+    ax.text(0.015, 0.98, key, transform=ax.transAxes, fontsize=_FONT, va="top")
+    return len(letters)
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------
