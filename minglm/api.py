@@ -162,15 +162,13 @@ class Model:
         from minglm.generate.loop import Result, Stats
 
         ids = self._prompt_ids(prompt)
-        engine, run = self._start(ids, max_new_tokens, **options)
-        done = list(run)
+        done = list(self.steps(ids, max_new_tokens, **options))
         new_ids = [step.id for step in done]
         text = None
         if self.tokenizer:
             ended = done[-1].stop_reason == "end token"
             text = self.tokenizer.decode(new_ids[:-1] if ended else new_ids)
-        stats = Stats(engine.name, len(ids), len(done), done[0].seconds, sum(step.seconds for step in done[1:]))
-        return Result(new_ids, text, done[-1].stop_reason or "length", stats)
+        return Result(new_ids, text, done[-1].stop_reason or "length", Stats.of(len(ids), done))
 
     def stream(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> Iterator[str]:
         """The text of `generate`, piece by piece as it comes; same options. Needs a tokenizer."""
@@ -178,15 +176,10 @@ class Model:
             raise ValueError("this model has no tokenizer, so there is no text to stream; use generate with ids")
         return _pieces(self.tokenizer.stream(), self.steps(prompt, max_new_tokens, **options))
 
-    def steps(self, prompt: Any, max_new_tokens: int = 64, **options: Any) -> "Iterator[Step]":
-        """The tokens of `generate`, one by one, each with its logits and timing; same options. All checks come before
-        any work."""
-        return self._start(prompt, max_new_tokens, **options)[1]
-
-    def _start(
+    def steps(
         self,
         prompt: Any,
-        max_new_tokens: int,
+        max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -197,7 +190,8 @@ class Model:
         engine: str = "fast",
         threads: int | None = None,
         draft: int = 0,
-    ) -> "tuple[Engine, Iterator[Step]]":
+    ) -> "Iterator[Step]":
+        """The tokens of `generate`, one by one, each with its logits and timing. All checks come before any work."""
         from minglm.generate.loop import check_room, steps
         from minglm.generate.sampling import Sampling
 
@@ -216,7 +210,7 @@ class Model:
         if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
             raise ValueError(f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1})")
         chosen = self._engine(engine, len(ids) + max_new_tokens, threads, tap)
-        return chosen, steps(chosen, ids, max_new_tokens, how, frozenset(ends), self.usable_tokens, seed)
+        return steps(chosen, ids, max_new_tokens, how, frozenset(ends), self.usable_tokens, seed)
 
     def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None) -> "Engine":
         from minglm.generate.loop import NumpyEngine

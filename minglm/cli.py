@@ -49,19 +49,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(given: argparse.Namespace) -> None:
     from minglm.demo import demo
 
-    demo(load(given.model), given.prompt, given.tokens, Path(given.save), given.every_tap)
+    demo(load(given.model), given.prompt, given.tokens, Path(given.save), given.every_tap, **_engine(given))
 
 
 def _generate(given: argparse.Namespace) -> None:
-    for piece in load(given.model, given.dtype).stream(given.prompt, given.tokens, **_sampling(given)):
-        print(piece, end="", flush=True)
-    print()
+    from minglm.generate.loop import Stats
+
+    model, steps = load(given.model, given.dtype), []
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer, so there is no text to print; use it from Python with token ids")
+    decoder = model.tokenizer.stream()
+    for step in model.steps(given.prompt, given.tokens, **_sampling(given), **_engine(given)):
+        steps.append(step)
+        if step.stop_reason != "end token":
+            print(decoder.feed(step.id), end="", flush=True)
+    print(decoder.finish())
+    print(f"({Stats.of(0, steps)})", file=sys.stderr)
 
 
 def _chat(given: argparse.Namespace) -> None:
     from minglm.chat import chat
 
-    chat(load(given.model), thinking=not given.no_thinking, max_new_tokens=given.tokens, **_sampling(given))
+    chat(
+        load(given.model),
+        thinking=not given.no_thinking,
+        max_new_tokens=given.tokens,
+        **_sampling(given),
+        **_engine(given),
+    )
 
 
 def _trace(given: argparse.Namespace) -> None:
@@ -102,8 +117,10 @@ def _train(given: argparse.Namespace) -> None:
         raise ValueError(f"{given.recipe!r} is neither a recipe file nor one of {', '.join(RECIPES)}")
     if given.steps is not None:
         recipe = replace(recipe, steps=given.steps, warmup=min(recipe.warmup, given.steps // 10))
+    if given.engine is not None:
+        recipe = replace(recipe, engine=given.engine)
     run = Path(given.run_folder or Path("runs") / name)
-    model = train_recipe(recipe, run, [Path(f) for f in given.data])
+    model = train_recipe(recipe, run, [Path(f) for f in given.data], threads=given.threads)
     finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(given.data))
 
 
@@ -191,14 +208,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--tokens", type=int, default=48, help="how many to generate at most (default 48)")
     demo.add_argument("--save", default="out/demo-load.png", help="file of the load plot (default %(default)s)")
     demo.add_argument("--every-tap", action="store_true", help="list the steps inside each expert too")
+    _add_engine(demo)
 
     generate = _command(commands, "generate", _generate, "continue a prompt", prompt=None)
     generate.add_argument("--dtype", default="float32", help="how weights are kept: float32, bfloat16, float64")
     _add_sampling(generate)
+    _add_engine(generate)
 
     chat = _command(commands, "chat", _chat, "talk to a checkpoint")
     chat.add_argument("--no-thinking", action="store_true", help="ask for answers without thinking")
     _add_sampling(chat)
+    _add_engine(chat)
 
     trace = _command(commands, "trace", _trace, "list every named array of a forward pass", prompt=DEMO_PROMPT)
     trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
@@ -209,13 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
 
-    train = commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__)
-    train.set_defaults(run=_train)
-    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
-    train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
-    train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
-    train.add_argument("--save", help="where the finished model goes (default RUN/model)")
-    train.add_argument("--steps", type=int, help="another number of steps")
+    _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
     evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance (about two minutes)")
     evaluate.add_argument("--items", type=int, default=200, help="items per task (default 200)")
@@ -241,6 +255,16 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.set_defaults(run=_train)
+    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
+    train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
+    train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
+    train.add_argument("--save", help="where the finished model goes (default RUN/model)")
+    train.add_argument("--steps", type=int, help="another number of steps")
+    _add_engine(train, None, "the recipe's")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -280,6 +304,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the best that reach this probability")
     parser.add_argument("--min-p", type=float, default=0.0, help="leave out tokens below this share of the best")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+
+
+def _add_engine(parser: argparse.ArgumentParser, default: str | None = "fast", said: str = "fast") -> None:
+    parser.add_argument(
+        "--engine", choices=("fast", "numpy"), default=default, help=f"compiled kernels or the book (default {said})"
+    )
+    parser.add_argument("--threads", type=int, help="of the fast engine (default: as many as pay, or MINGLM_THREADS)")
+
+
+def _engine(given: argparse.Namespace) -> dict[str, Any]:
+    return {"engine": given.engine, "threads": given.threads}
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:

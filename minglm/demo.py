@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from minglm.api import Model
-from minglm.generate.loop import check_room
+from minglm.generate.loop import Stats, check_room
 from minglm.look.describe import describe
 from minglm.look.routing import RoutingTable
 from minglm.look.tables import table
@@ -14,7 +15,9 @@ Say = Callable[[str], None]
 INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of the step table unless asked for
 
 
-def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: bool = False, say: Say = print) -> None:
+def demo(
+    model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: bool = False, say: Say = print, **engine: Any
+) -> None:
     """Print architecture, steps, routing and continuation; save the load plot and say where. Checks come first."""
     check_room(model.as_ids(prompt, limit=False).shape[1], max_new_tokens, model.config.max_position_embeddings)
     save = plot_file(save)
@@ -25,7 +28,7 @@ def demo(model: Model, prompt: str, max_new_tokens: int, save: Path, every_tap: 
     say("\n3. Who went where: each token's experts in the order of choice (biased score), and their weights\n")
     say(picks_table(trace))
     say("\n4. The continuation, token by token\n")
-    write_on(model, prompt, max_new_tokens)
+    write_on(model, prompt, max_new_tokens, **engine)
     say(f"\n5. Expert load over this prompt: {save_load_plot(trace.routing, save)}")
 
 
@@ -52,18 +55,17 @@ def picks_table(trace: Trace) -> str:
     return table(rows, header)
 
 
-def write_on(model: Model, prompt: str, max_new_tokens: int) -> None:
-    """Stream the greedy continuation and its speed."""
+def write_on(model: Model, prompt: str, max_new_tokens: int, **options: Any) -> None:
+    """Stream the continuation, then its speed and which engine ran."""
     print(prompt, end="", flush=True)
     decoder = model.tokenizer.stream() if model.tokenizer else None
     steps = []
-    for step in model.steps(prompt, max_new_tokens):
+    for step in model.steps(prompt, max_new_tokens, **options):
         steps.append(step)
         if decoder and step.stop_reason != "end token":
             print(decoder.feed(step.id), end="", flush=True)
-    seconds = sum(step.seconds for step in steps[1:])
-    speed = f"{(len(steps) - 1) / seconds:,.0f} tokens/s" if seconds else "one token"
-    print(f"\n\n({len(steps)} tokens, {speed}, NumPy engine, greedy, stopped by {steps[-1].stop_reason})")
+    stats = Stats.of(model.as_ids(prompt).shape[1], steps)
+    print(f"\n\n({stats}, greedy, stopped by {steps[-1].stop_reason})")
 
 
 def save_load_plot(routing: RoutingTable, path: Path) -> Path:

@@ -174,14 +174,14 @@ def test_doctor_where_the_system_tells_nothing_and_nothing_can_be_kept(capsys, m
 def test_reading_sums_the_whole_matrix(monkeypatch):
     from minglm.fast import measure as measuring
 
-    kept = {}
-    plain = measuring.read_rows
+    kept, team = {}, measuring.team
 
-    def spy(rank, threads, weight, x, into):
-        kept["into"] = into
-        plain(rank, threads, weight, x, into)
+    class Team:
+        def run(self, kernel, weight, x, into):
+            kept["into"] = into
+            team(1).run(kernel, weight, x, into)
 
-    monkeypatch.setattr(measuring, "read_rows", spy)
+    monkeypatch.setattr(measuring, "team", lambda threads: Team())
     assert measuring.read_bandwidth(0.1, 1, runs=1) > 0
     np.testing.assert_array_equal(kept["into"], measuring.COLUMNS)
 

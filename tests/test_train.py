@@ -27,7 +27,9 @@ from minglm.train.recipe import RECIPES, Recipe
 from minglm.train.schedule import warmup_cosine
 from tests.variants import MICRO, random_params
 
-RECIPE = Recipe("micro", 12, 2, 9, {}, warmup=3, workers=1, log_every=1, eval_every=5, save_every=4, bias_rate=0.05)
+RECIPE = Recipe(
+    "micro", 12, 2, 9, {}, warmup=3, engine="numpy", log_every=1, eval_every=5, save_every=4, bias_rate=0.05
+)
 
 
 class Batches:

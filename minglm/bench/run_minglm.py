@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from minglm.api import Model, load
 from minglm.bench.job import Answer, Job, keep_logits, median_seconds, prompt_ids
 from minglm.data.batches import Batch
 from minglm.fast.engine import FastEngine
 from minglm.model.loss import shift_targets
-from minglm.train.loop import start, train_step
+from minglm.train.loop import operations, start, train_step
 from minglm.train.recipe import RECIPES
 
 
@@ -60,17 +61,18 @@ def _train(model: Model, job: Job) -> dict[str, float]:
     ids = prompt_ids(job, job.rows * job.prompt).reshape(job.rows, job.prompt)
     segments = np.zeros_like(ids)
     step = _trainer(model, Batch(ids, shift_targets(ids, segments), segments))
-    return {"unit": median_seconds(step, job.units, job.budget)}
+    with threadpool_limits(1):  # as `minglm.train.loop.train` does
+        return {"unit": median_seconds(step, job.units, job.budget)}
 
 
 def _trainer(model: Model, batch: Batch) -> Callable[[], None]:
     """What makes one training step, the same every time: loss, gradients, clipping, AdamW."""
     recipe = RECIPES["glm-nano"]
-    state = start(model, recipe)
+    state, ops = start(model, recipe), operations(recipe, model.config)
 
     def step() -> None:
         nonlocal state
-        state, _ = train_step(state, batch, model, recipe)
+        state, _ = train_step(state, batch, model, recipe, ops)
 
     return step
 

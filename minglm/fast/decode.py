@@ -16,7 +16,7 @@ import numpy as np
 from minglm.fast.jit import inlined, kernel
 from minglm.fast.kernels import NOT_PICKED, ZERO, attend_head, choose, dot, normalise_row, sigmoid, silu_times, turn
 from minglm.fast.machine import matrix, vector, widen
-from minglm.fast.team import barrier, call_step, share, wait_for_step
+from minglm.fast.team import barrier, parallel, share
 
 # -- what the step works on --------------------------------------------------------------------------------------
 
@@ -104,42 +104,31 @@ class Room(NamedTuple):
 # -- the step ----------------------------------------------------------------------------------------------------
 
 
-@kernel
-def steps(rank, number, threads, words, sizes, weights, tokens, cache, room):
-    """Rank 0 calls step `number` and does its part; False, and nothing is done, if the workers went home. A worker
-    does its part in step `number` and in those after it, until none comes for a while.
-
-    One step: the tokens through the model, as in `minglm.model.transformer`, `layer` and `experts`.
-    """
-    ready = threads == 1 or (call_step(words, number) if rank == 0 else wait_for_step(words, number))
-    came = ready
-    while ready:
-        begin(rank, threads, sizes, weights, tokens, cache, room)
+@parallel
+def step(rank, threads, words, sizes, weights, tokens, cache, room):
+    """One rank's part in taking the tokens through the model: `minglm.model.transformer`, `layer` and `experts`."""
+    begin(rank, threads, sizes, weights, tokens, cache, room)
+    barrier(words, threads)
+    for layer in range(sizes.layers):
+        # 1. attention
+        project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
         barrier(words, threads)
-        for layer in range(sizes.layers):
-            # 1. attention
-            project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
-            barrier(words, threads)
-            attend(rank, threads, layer, sizes, tokens, cache, room)
-            barrier(words, threads)
-            project_back(rank, threads, layer, sizes, weights, tokens, room)
-            barrier(words, threads)
-            # 2. MLP or experts
-            enter_mlp(rank, layer, sizes, weights, tokens, room)
-            picked = 0
-            if layer >= sizes.dense_layers:
-                score_experts(rank, threads, layer, sizes, weights, tokens, room)
-                barrier(words, threads)
-                picked = pick_experts(rank, layer, sizes, weights, tokens, room)
-            expand(rank, threads, layer, picked, sizes, weights, tokens, room)
-            barrier(words, threads)
-            contract(rank, threads, layer, picked, sizes, weights, tokens, room)
-            barrier(words, threads)
-        finish(rank, threads, sizes, weights, tokens, room)
+        attend(rank, threads, layer, sizes, tokens, cache, room)
         barrier(words, threads)
-        number += 1
-        ready = rank > 0 and wait_for_step(words, number)
-    return came
+        project_back(rank, threads, layer, sizes, weights, tokens, room)
+        barrier(words, threads)
+        # 2. MLP or experts
+        enter_mlp(rank, layer, sizes, weights, tokens, room)
+        picked = 0
+        if layer >= sizes.dense_layers:
+            score_experts(rank, threads, layer, sizes, weights, tokens, room)
+            barrier(words, threads)
+            picked = pick_experts(rank, layer, sizes, weights, tokens, room)
+        expand(rank, threads, layer, picked, sizes, weights, tokens, room)
+        barrier(words, threads)
+        contract(rank, threads, layer, picked, sizes, weights, tokens, room)
+        barrier(words, threads)
+    finish(rank, threads, sizes, weights, tokens, room)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ import numpy as np
 
 from minglm.config import Config
 from minglm.fast import decode
-from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, steps
+from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
 from minglm.fast.kernels import NOT_PICKED
-from minglm.fast.team import meeting_words, team, thread_count
+from minglm.fast.ops import FastOps
+from minglm.fast.team import team, thread_count
 from minglm.model.kvcache import KVCache
 from minglm.model.ops import Array
 from minglm.model.params import Layer, Moe, Params, expert
 from minglm.model.rope import rotation
-from minglm.model.transformer import head_weight
+from minglm.model.transformer import head_weight, transformer
 
 
 def sizes_of(config: Config) -> Sizes:
@@ -117,11 +118,17 @@ class FastEngine:
         """Raises ValueError for weights that are not float32 or bfloat16, or not contiguous."""
         threads = thread_count(threads, config)
         self.name = f"fast engine, {threads} thread" + "s" * (threads > 1)
+        self._params, self._config, self._threads = params, config, threads
         self._decoder = Decoder(params, config, PIECE, threads)
         self._cache = KVCache(config, capacity=capacity)
 
     def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
         """Continue the sequence; logits after the last token."""
+        if len(ids) > 2 * PIECE:
+            ops = FastOps(self._threads)
+            with ops.session():
+                transformer(np.array([ids[:-1]], np.int64), self._params, self._config, self._cache, ops=ops)
+            ids = ids[-1:]
         for start in range(0, len(ids), PIECE):
             piece = np.array([ids[start : start + PIECE]], np.int64)
             logits = self._decoder.step(piece, self._cache, last_only=True)
@@ -137,8 +144,6 @@ class Decoder:
         self._book = AddressBook(params, config)
         self._sizes, self._weights = sizes_of(config), self._book.weights()
         self._team = team(thread_count(threads, config))
-        self._words = meeting_words()
-        self._number = 0
         self._rows = rows
         ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
         self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
@@ -162,18 +167,12 @@ class Decoder:
             tokens.rows[:N] = np.repeat(np.arange(B), T)
             tokens.slots[:N] = slots.reshape(-1)
             tokens.segments[:N] = segments.reshape(-1)
-            tokens.wanted[:N].reshape(B, T)[:, :-1] = not last_only
+            tokens.wanted[:N] = not last_only
+            tokens.wanted[T - 1 : N : T] = True
             cache.segments[np.arange(B)[:, None], slots] = segments
-            self._run()
+            self._team.run(step, *self._state)
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
-
-    def _run(self) -> None:
-        threads = self._team.ranks()
-        self._number += 1
-        number = self._number
-        while not steps(0, number, threads, *self._state):  # the workers are not there, or just went home
-            self._team.meet(self._words, number, lambda rank: steps(rank, number, threads, *self._state))
 
     def _use(self, cache: KVCache) -> None:
         c, rows, threads = self.config, self._rows, self._team.threads
@@ -181,9 +180,7 @@ class Decoder:
         self._cache = cache
         self._room = _room(c, rows, threads, cache.capacity)
         arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
-        self._team.run(lambda rank: None)
-        self._words = meeting_words()
-        self._state: Any = (self._words, self._sizes, self._weights, self._tokens, arrays, self._room)
+        self._state: Any = (self._sizes, self._weights, self._tokens, arrays, self._room)
 
 
 def _room(c: Config, N: int, threads: int, capacity: int) -> Room:

@@ -30,21 +30,26 @@ from numba.core.serialize import dumps
 # What the compiler may do with floats: sum in another order (so that it can use vector registers) and fuse a product
 # with a sum. Nothing that assumes away NaN or infinity: masks use them.
 FLAGS = {"reassoc", "contract"}
+DISABLE_JIT = bool(numba.config.DISABLE_JIT)
 KEPT = 4  # cache folders of other versions that stay when a new one is made
 
 
+# A kernel allocates nothing (so it needs no memory manager, and counts no references), and raises nothing (a division
+# by zero gives what NumPy gives).
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FLAGS, "_nrt": False, "error_model": "numpy"}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile with our flags, free of the interpreter's lock, through our cache, and without Numba's memory manager:
-    a kernel allocates nothing, and counts no references."""
-    compiled = numba.njit(nogil=True, fastmath=FLAGS, _nrt=False)(function)
-    if not numba.config.DISABLE_JIT and (folder := cache_folder()) is not None:
+    """Compile with our options, free of the interpreter's lock, and through our cache."""
+    compiled = numba.njit(**OPTIONS)(function)
+    if not DISABLE_JIT and (folder := cache_folder()) is not None:
         compiled._cache = _Cache(function, folder)
     return compiled
 
 
 def inlined(function: Callable[..., Any]) -> Any:
     """A kernel so small that it is copied into its callers before they are compiled, which takes less time."""
-    return numba.njit(nogil=True, fastmath=FLAGS, _nrt=False, inline="always")(function)
+    return numba.njit(**OPTIONS, inline="always")(function)
 
 
 # -- where -------------------------------------------------------------------------------------------------------
@@ -99,8 +104,7 @@ class _Cache:
 
     def __init__(self, function: Callable[..., Any], folder: Path):
         self.cache_path = str(folder)
-        source = inspect.getsource(function)
-        self._name = f"{function.__module__}.{function.__qualname__} {source}"
+        self._name = f"{function.__module__}.{function.__qualname__} {inspect.getsource(function)}"
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The compiled function for these argument types, or None: then Numba compiles it."""

@@ -16,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
+_WORD = ir.IntType(64)
+
 
 def compiled_as(instructions: Any) -> Callable[[Callable[..., Any]], Any]:
     """The decorated function, or with the JIT on the instructions that stand for it."""
@@ -94,6 +96,53 @@ def swap_if(words: np.ndarray, i: int, expected: int, value: int) -> bool:
 @compiled_as(_give_way)
 def give_way() -> None:
     """Let another thread that waits for this processor run."""
+
+
+# -- calling a kernel in other threads ---------------------------------------------------------------------------
+
+
+@intrinsic
+def publish(typing, words, at, kernel, arguments):
+    """Make kernel(rank, threads, *arguments) callable for other threads: words[at] gets the address of a function
+    that does it, words[at + 1] that of the arguments, which are there until the caller returns."""
+    typing.resolve_function_type(kernel, (types.int64, types.int64, *arguments.types), {})
+    compiled = kernel.dispatcher.overloads[(types.int64, types.int64, *arguments.types)]
+
+    def code(context, builder, signature, values):
+        packed = context.get_value_type(arguments)
+        kind = ir.FunctionType(ir.VoidType(), [_WORD, _WORD, _WORD])
+        name = f"part_of_{compiled.fndesc.llvm_func_name}"
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        rank, threads, address = function.args
+        inside = ir.IRBuilder(function.append_basic_block())
+        each = cgutils.unpack_tuple(inside, inside.load(inside.inttoptr(address, packed.as_pointer()), typ=packed))
+        callee = context.declare_function(builder.module, compiled.fndesc)
+        context.active_code_library.add_linking_library(compiled.library)
+        context.call_conv.call_function(
+            inside, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, [rank, threads, *each]
+        )
+        inside.ret_void()
+        place = cgutils.alloca_once_value(builder, values[3])
+        array = context.make_array(signature.args[0])(context, builder, values[0])
+        for offset, pointer in enumerate((function, place)):
+            index = builder.add(values[1], ir.Constant(_WORD, offset))
+            builder.store(builder.ptrtoint(pointer, _WORD), builder.gep(array.data, [index]))
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, kernel, arguments), code
+
+
+@intrinsic
+def call_published(typing, function, rank, threads, arguments):
+    """Call what `publish` wrote."""
+    kind = ir.FunctionType(ir.VoidType(), [_WORD, _WORD, _WORD])
+
+    def code(context, builder, signature, values):
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), code
 
 
 # -- arrays that are somewhere in memory -------------------------------------------------------------------------

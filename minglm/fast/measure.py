@@ -5,16 +5,15 @@ import time
 import numpy as np
 from llvmlite import binding
 
-from minglm.fast.jit import kernel
 from minglm.fast.kernels import dot
-from minglm.fast.team import share, team
+from minglm.fast.team import parallel, share, team
 
 COLUMNS = 4096
 
 
-@kernel
-def read_rows(rank, threads, weight, x, into):
-    """This rank's share of a matrix–vector product: weight [out, in] (float32, or bfloat16 as uint16) · x [1, in]."""
+@parallel
+def read_rows(rank, threads, words, weight, x, into):
+    """A matrix–vector product: weight [out, in] (float32, or bfloat16 as uint16) · x [1, in]."""
     start, stop = share(rank, threads, len(weight))
     for i in range(start, stop):
         into[i] = dot(weight, i, x, 0)
@@ -31,7 +30,7 @@ def read_bandwidth(megabytes: float, threads: int, bfloat16: bool = False, runs:
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()
-        team(threads).run(lambda rank: read_rows(rank, threads, weight, x, into))
+        team(threads).run(read_rows, weight, x, into)
         seconds.append(time.perf_counter() - start)
     return float(weight.nbytes / min(seconds[1:]))
 

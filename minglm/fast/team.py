@@ -19,11 +19,8 @@ from typing import Any
 import numpy as np
 
 from minglm.config import Config
-from minglm.fast.jit import inlined, kernel
-from minglm.fast.machine import fetch_add, give_way, load, swap_if
-
-Work = Callable[[int], Any]  # work(rank), for ranks 0 … threads − 1
-
+from minglm.fast.jit import DISABLE_JIT, inlined, kernel
+from minglm.fast.machine import call_published, fetch_add, give_way, load, publish, swap_if
 
 # -- how many ----------------------------------------------------------------------------------------------------
 
@@ -51,15 +48,95 @@ def thread_count(asked: int | None, config: Config) -> int:
     return int(value)
 
 
+# -- inside kernels ----------------------------------------------------------------------------------------------
+# Words that the ranks share, each group on a cache line of its own.
+
+ARRIVED, PHASE, TASK, FUNCTION, NEXT = 0, 8, 16, 24, 32  # at FUNCTION + 1: its arguments
+STAGES = 4  # of one task may hand out pieces by `take`
+CLOSED = -1  # in TASK: nobody is waiting any more
+PATIENCE = 200_000  # looks for a task before a worker goes home, about a millisecond
+STUBBORN = 500  # looks in a row before it gives way to other threads
+
+
+@inlined
+def share(rank, threads, n):
+    """The part of n pieces of work that is this rank's: start and stop."""
+    return n * rank // threads, n * (rank + 1) // threads
+
+
+@inlined
+def take(words, stage):
+    """The number of the next piece of work of this stage that nobody has taken; for pieces of unequal size."""
+    return fetch_add(words, NEXT + 8 * stage, 1)
+
+
+@kernel
+def barrier(words, threads):
+    """Wait until every rank is here."""
+    if threads == 1:
+        return
+    phase = load(words, PHASE)
+    if fetch_add(words, ARRIVED, 1) == threads - 1:
+        fetch_add(words, ARRIVED, -threads)
+        fetch_add(words, PHASE, 1)
+        return
+    looks = 0
+    while load(words, PHASE) == phase:
+        looks += 1
+        if looks % STUBBORN == 0:
+            give_way()
+
+
+@kernel
+def wait_for_task(words, number):
+    """A worker: wait for task `number`. False: none came for a while, and the worker goes home."""
+    for looks in range(PATIENCE):
+        if load(words, TASK) != number - 1:
+            return True
+        if looks % STUBBORN == STUBBORN - 1:
+            give_way()
+    return not swap_if(words, TASK, number - 1, CLOSED) and load(words, TASK) == number
+
+
+@kernel
+def serve(rank, threads, words):
+    """A worker: do its part of task 1, and of those after it, until none comes for a while."""
+    number = 1
+    while wait_for_task(words, number):
+        if load(words, TASK) == CLOSED:
+            return
+        call_published(load(words, FUNCTION), rank, threads, load(words, FUNCTION + 1))
+        barrier(words, threads)
+        number += 1
+
+
 # -- a team ------------------------------------------------------------------------------------------------------
 
 
-class Team:
-    """The caller, who is rank 0, and `threads` − 1 workers that wait for work. One caller at a time.
+def parallel(body: Callable[..., None]) -> Any:
+    """A kernel `body(rank, threads, words, …)` that all ranks of a team run at the same time: `team.run(name, …)`."""
+    part = kernel(body)
 
-    `run` is for work that each rank does alone. For steps that follow each other within microseconds, and in which
-    the ranks meet at barriers, waking sleeping threads takes too long: there the workers stay in a kernel (`attend`)
-    and look for the next step themselves. They leave when none comes for a while, or when the team is needed.
+    def launch(words, threads, *arguments):
+        number = load(words, TASK)
+        for stage in range(STAGES):
+            words[NEXT + 8 * stage] = 0
+        publish(words, FUNCTION, part, (words, *arguments))
+        if threads > 1 and (number == CLOSED or not swap_if(words, TASK, number, number + 1)):
+            return False  # the workers went home
+        call_published(words[FUNCTION], 0, threads, words[FUNCTION + 1])
+        barrier(words, threads)
+        return True
+
+    launch.__qualname__ = launch.__name__ = f"launch_{body.__name__}"
+    return kernel(launch) if not DISABLE_JIT else body
+
+
+class Team:
+    """The caller, who is rank 0, and `threads` − 1 workers. One caller at a time.
+
+    Between tasks that follow each other quickly the workers stay in a kernel and look for the next one themselves:
+    waking a sleeping thread takes longer than many a task. When none comes for a millisecond they go to sleep.
     """
 
     def __init__(self, threads: int):
@@ -69,70 +146,49 @@ class Team:
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
+        self.words = np.zeros(NEXT + 8 * STAGES, np.int64)
+        self.words[TASK] = CLOSED
         self._go = [_closed_lock() for _ in range(self.threads - 1)]
-        self._done = [_closed_lock() for _ in range(self.threads - 1)]
+        self._home = [threading.Lock() for _ in range(self.threads - 1)]
         self._started = False
-        self._errors: list[BaseException] = []
-        self._meeting: np.ndarray | None = None
         self._lost_threads = False
 
-    def run(self, work: Work) -> None:
-        """Call work(rank) for every rank at the same time, and return when all have returned."""
+    def run(self, task: Any, *arguments: Any) -> None:
+        """Run a `parallel` kernel on all ranks; returns when all are done."""
         with self.lock:
-            self._adjourn()
-            self._start(work)
-            try:
-                work(0)
-            finally:
-                self._join()
-
-    def meet(self, words: np.ndarray, step: int, work: Work) -> None:
-        """Have the workers wait in `work`, a kernel around `wait_for_step`, for this step and those after it."""
-        with self.lock:
-            self._adjourn()
-            words[STEP] = step - 1
-            self._meeting = words
-            self._start(work)
-
-    def _adjourn(self) -> None:
-        """End a meeting whose workers may still be waiting for its next step."""
-        if self._meeting is not None:
-            close(self._meeting)
-            self._meeting = None
-            self._join()
-
-    def _start(self, work: Work) -> None:
-        if not self._started:
-            for rank in range(1, self.threads):
-                threading.Thread(target=self._serve, args=(rank,), name=f"minglm-{rank}", daemon=True).start()
-            self._started = True
-        self._work = work
-        for go in self._go:
-            go.release()
-
-    def _join(self) -> None:
-        for done in self._done:
-            done.acquire()
-        if self._errors:
-            raise self._errors.pop()
-
-    def _serve(self, rank: int) -> None:
-        go, done = self._go[rank - 1], self._done[rank - 1]
-        while True:
-            go.acquire()
-            try:
-                self._work(rank)
-            except BaseException as error:
-                self._errors.append(error)
-            finally:
-                done.release()
+            threads = self.ranks()
+            if DISABLE_JIT:
+                self.words[NEXT:] = 0
+                task(0, 1, self.words, *arguments)
+                return
+            while not task(self.words, threads, *arguments):
+                self._gather()
 
     def ranks(self) -> int:
         """How many compute: all, or the caller alone in a forked child, where threads do not survive. Says so once."""
         if self._lost_threads:
             self._lost_threads = False
-            warnings.warn("a forked process computes with one thread; start it with 'spawn' to use all", stacklevel=2)
+            warnings.warn("a forked process computes with one thread; start it with 'spawn' to use all", stacklevel=3)
         return self.threads
+
+    def _gather(self) -> None:
+        """Wake the workers, once all have gone home."""
+        if not self._started:
+            for rank in range(1, self.threads):
+                threading.Thread(target=self._serve, args=(rank,), name=f"minglm-{rank}", daemon=True).start()
+            self._started = True
+        for home in self._home:
+            home.acquire()
+        self.words[TASK] = 0
+        for go in self._go:
+            go.release()
+
+    def _serve(self, rank: int) -> None:
+        go, home = self._go[rank - 1], self._home[rank - 1]
+        while True:
+            go.acquire()
+            serve(rank, self.threads, self.words)
+            home.release()
 
     def after_fork(self) -> None:
         lost = self.threads > 1
@@ -163,64 +219,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-# -- meeting inside kernels --------------------------------------------------------------------------------------
-# Words that the ranks share, each on a cache line of its own.
-
-ARRIVED, PHASE, STEP = 0, 8, 16
-CLOSED = -1  # in STEP: nobody is waiting any more
-PATIENCE = 200_000  # looks at STEP before a worker goes home, about a millisecond
-STUBBORN = 500  # looks in a row before it gives way to other threads
-
-
-def meeting_words() -> np.ndarray:
-    words = np.zeros(24, np.int64)
-    words[STEP] = CLOSED
-    return words
-
-
-@kernel
-def barrier(words, threads):
-    """Wait until every rank is here."""
-    if threads == 1:
-        return
-    phase = load(words, PHASE)
-    if fetch_add(words, ARRIVED, 1) == threads - 1:
-        fetch_add(words, ARRIVED, -threads)
-        fetch_add(words, PHASE, 1)
-        return
-    looks = 0
-    while load(words, PHASE) == phase:
-        looks += 1
-        if looks % STUBBORN == 0:
-            give_way()
-
-
-@inlined
-def call_step(words, step):
-    """Rank 0: begin step number `step`, if the workers are waiting for it."""
-    return swap_if(words, STEP, step - 1, step)
-
-
-@kernel
-def wait_for_step(words, step):
-    """A worker: wait for step number `step`. False: the meeting is over."""
-    for looks in range(PATIENCE):
-        if load(words, STEP) != step - 1:
-            return load(words, STEP) == step
-        if looks % STUBBORN == STUBBORN - 1:
-            give_way()
-    return not swap_if(words, STEP, step - 1, CLOSED) and load(words, STEP) == step
-
-
-@kernel
-def close(words):
-    """Rank 0, between steps: send the workers home."""
-    swap_if(words, STEP, load(words, STEP), CLOSED)
-
-
-@inlined
-def share(rank, threads, n):
-    """The part of n pieces of work that is this rank's: start and stop."""
-    return n * rank // threads, n * (rank + 1) // threads

@@ -22,6 +22,7 @@ class Step(NamedTuple):
     logits: Array  # [V] the scores that it was chosen from
     stop_reason: str | None  # "end token", "length", or None to go on
     seconds: float  # to compute the logits; the first step's are the whole prompt's
+    engine: str  # what computed them
 
 
 class Engine(Protocol):
@@ -44,6 +45,14 @@ class Stats(NamedTuple):
     def tokens_per_second(self) -> float:
         """Of decoding: the tokens after the first, which the prefill gives."""
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else float("nan")
+
+    def __str__(self) -> str:
+        speed = f"{self.tokens_per_second:,.0f} tokens/s" if self.decode_seconds else "one token"
+        return f"{self.new_tokens} tokens, {speed}, {self.engine}"
+
+    @classmethod
+    def of(cls, prompt_tokens: int, done: "list[Step]") -> "Stats":
+        return cls(done[0].engine, prompt_tokens, len(done), done[0].seconds, sum(step.seconds for step in done[1:]))
 
 
 class Result(NamedTuple):
@@ -92,7 +101,7 @@ def steps(
             raise ValueError(f"new token {count} cannot be chosen: the logits are NaN or infinite; look at the weights")
         next_id = int(logits.argmax()) if how.temperature == 0 else draw(probabilities(logits, how), rng.random())
         reason = "end token" if next_id in end_ids else "length" if count == max_new_tokens else None
-        yield Step(next_id, logits, reason, seconds)
+        yield Step(next_id, logits, reason, seconds, engine.name)
         if reason:
             return
         ids = [next_id]

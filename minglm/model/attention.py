@@ -3,7 +3,6 @@
 The sums over keys are `ops.attend`; here is everything around them.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from minglm.config import Config
 from minglm.model import ops as numpy_ops
 from minglm.model.kvcache import KVCache
-from minglm.model.ops import Array, Tap, no_tap
+from minglm.model.ops import Array, Ops, Sight, Tap, no_tap
 from minglm.model.params import Attention, Linear, Weight
 from minglm.model.rope import rotation
 
@@ -21,9 +20,7 @@ from minglm.model.rope import rotation
 class Layout(NamedTuple):
     """What one call's tokens need to know of their places; the same for every layer."""
 
-    slots: Array  # [B, T] where each token stands among its row's tokens, those in the cache included
-    segments: Array  # [B, T] document number; negative: padding
-    visible: Array  # bool [B, T, S] which keys each query may see
+    sight: Sight  # where each token stands in its row, cache included, and whom it sees there
     positions: Array  # [B, T]
     cos: Array  # [B, T, r/2]
     sin: Array  # [B, T, r/2]
@@ -58,14 +55,22 @@ def make_layout(
     key_segments[:, : known.shape[1]] = known
     key_segments[np.arange(batch)[:, None], slots] = segments
 
-    key_slots = np.arange(key_segments.shape[1])
-    earlier = key_slots < slots[:, :, None]  # -> [B, T, S]
-    same_document = (key_segments[:, None] == segments[:, :, None]) & (segments[:, :, None] >= 0)
-    itself = key_slots == slots[:, :, None]
     if positions is None:
-        positions = (earlier & same_document).sum(axis=-1)
+        positions = np.where(segments < 0, 0, np.take_along_axis(_place_in_segment(key_segments), slots, axis=1))
     cos, sin = rotation(positions, config, dtype)
-    return Layout(slots, segments, (earlier & same_document) | itself, positions, cos, sin)
+    return Layout(Sight(slots, segments, key_segments), positions, cos, sin)
+
+
+def _place_in_segment(segments: Array) -> Array:  # [B, S] -> [B, S]
+    """How many earlier entries of the row have the same segment."""
+    order = np.argsort(segments, axis=1, kind="stable")  # each segment's entries together, in their order
+    ordered = np.take_along_axis(segments, order, axis=1)
+    index = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+    begins = np.diff(ordered, axis=1, prepend=ordered[:, :1] - 1) != 0
+    start = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    places = np.empty_like(order)
+    np.put_along_axis(places, order, index - start, axis=1)
+    return places
 
 
 def _last_segment(cache: KVCache | None, batch: int) -> Array:  # -> [B]
@@ -99,7 +104,7 @@ def attention(
     cache: KVCache | None = None,
     layer: int = 0,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, AttentionSaved]:  # [B, T, D] -> [B, T, D]
     """Project, norm each head, rotate, remember, attend, project back.
 
@@ -119,10 +124,10 @@ def attention(
     k_turned = tap("k_rope", ops.rope(k_normed, layout.cos, layout.sin))
     # 4. remember
     k_seen, v_seen = (
-        (k_turned, v) if cache is None else cache.append(layer, k_turned, v, layout.slots)
+        (k_turned, v) if cache is None else cache.append(layer, k_turned, v, layout.sight.slots)
     )  # -> [B, S, G, d]
     # 5. attend
-    mixed, saved_attend = ops.attend(q_turned, k_seen, v_seen, layout.visible, tap)  # -> [B, T, H, d]
+    mixed, saved_attend = ops.attend(q_turned, k_seen, v_seen, layout.sight, tap)  # -> [B, T, H, d]
     heads = tap("heads", mixed)
     # 6. project back
     out = tap("o", ops.linear(heads.reshape(B, T, -1), *params.o_proj))  # -> [B, T, D]
@@ -130,7 +135,7 @@ def attention(
 
 
 def attention_bwd(
-    dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: ModuleType = numpy_ops
+    dout: Array, saved: AttentionSaved, params: Attention, config: Config, ops: Ops = numpy_ops
 ) -> tuple[Array, Attention]:  # [B, T, D] -> [B, T, D], the record
     """The numbered steps of the forward, undone in reverse. Without a cache: training sees whole sequences."""
     x, q, k, heads, saved_attend, layout = saved
@@ -158,17 +163,15 @@ def attention_bwd(
         q_norm=dq_norm,
         k_norm=dk_norm,
     )
-    return dx_q + dx_k + dx_v, dparams
+    return ops.add(dx_q, dx_k, dx_v), dparams
 
 
-def _head_norm(x: Array, norm: Weight | None, config: Config, ops: ModuleType) -> Array:
+def _head_norm(x: Array, norm: Weight | None, config: Config, ops: Ops) -> Array:
     """RMSNorm over each head's d entries, one weight for all heads; GLM-4.5-Air has none."""
     return x if norm is None else ops.rms_norm(x, norm.weight, config.rms_norm_eps)
 
 
-def _head_norm_bwd(
-    dy: Array, x: Array, norm: Weight | None, config: Config, ops: ModuleType
-) -> tuple[Array, Weight | None]:
+def _head_norm_bwd(dy: Array, x: Array, norm: Weight | None, config: Config, ops: Ops) -> tuple[Array, Weight | None]:
     if norm is None:
         return dy, None
     dx, dweight = ops.rms_norm_bwd(dy, x, norm.weight, config.rms_norm_eps)

@@ -1,28 +1,25 @@
 """The mixture of experts: send each token to its K experts, weigh their answers, add the shared expert's."""
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from minglm.config import Config
 from minglm.model import ops as numpy_ops
-from minglm.model.ops import Array, Tap, no_tap, scoped
+from minglm.model.ops import Array, Ops, Tap, no_tap, scoped
 from minglm.model.params import Experts, Mlp, Moe, Weight, expert, zeros_like
 from minglm.model.router import RouterSaved, Routing, router, router_bwd
 
 # -- a gated MLP with its record: the dense layers' and the shared expert ----------------------------------------
 
 
-def mlp(
-    x: Array, params: Mlp, tap: Tap = no_tap, ops: ModuleType = numpy_ops
-) -> tuple[Array, Any]:  # [.., D] -> [.., D]
+def mlp(x: Array, params: Mlp, tap: Tap = no_tap, ops: Ops = numpy_ops) -> tuple[Array, Any]:  # [.., D] -> [.., D]
     """`ops.expert_mlp` on the weights of one record."""
     return ops.expert_mlp(x, *_matrices(params), tap)
 
 
 def mlp_bwd(
-    dy: Array, saved: Any, params: Mlp, ops: ModuleType = numpy_ops
+    dy: Array, saved: Any, params: Mlp, ops: Ops = numpy_ops
 ) -> tuple[Array, Mlp]:  # [.., D] -> [.., D], the record
     """`ops.expert_mlp_bwd`, its gradients in a record."""
     dx, dgate, dup, ddown = ops.expert_mlp_bwd(dy, saved, *_matrices(params))
@@ -58,7 +55,7 @@ def picks_by_expert(indices: Array, experts: int) -> list[tuple[int, Array, Arra
 
 
 def routed_experts(
-    x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: ModuleType = numpy_ops
+    x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: Ops = numpy_ops
 ) -> tuple[Array, list[Visit]]:  # [N, D] -> [N, D]
     """y[t] = Σ_k weights[t, k] · expert_{indices[t, k]}(x[t]). No token is ever dropped.
 
@@ -78,7 +75,7 @@ def routed_experts(
 
 
 def routed_experts_bwd(
-    dy: Array, history: list[Visit], routing: Routing, params: Experts, ops: ModuleType = numpy_ops
+    dy: Array, history: list[Visit], routing: Routing, params: Experts, ops: Ops = numpy_ops
 ) -> tuple[Array, Array, Experts]:
     """Returns dx [N, D], dweights [N, K] and the experts' gradients (zero for an expert that nobody picked)."""
     dx = np.zeros_like(dy)
@@ -106,7 +103,7 @@ class MoeSaved(NamedTuple):
 
 
 def moe(
-    x: Array, params: Moe, config: Config, tap: Tap = no_tap, ops: ModuleType = numpy_ops
+    x: Array, params: Moe, config: Config, tap: Tap = no_tap, ops: Ops = numpy_ops
 ) -> tuple[Array, MoeSaved]:  # [B, T, D] -> [B, T, D]
     """The K picked experts' weighted answers plus the shared expert's (arXiv 2401.06066).
 
@@ -114,20 +111,20 @@ def moe(
     """
     rows = x.reshape(-1, x.shape[-1])  # -> [N, D]
     # 1. router
-    routing, saved_router = router(rows, params.gate, config, tap)
+    routing, saved_router = router(rows, params.gate, config, tap, ops)
     # 2. routed experts
-    answers, history = routed_experts(rows, routing, params.experts, tap, ops)
+    answers, history = getattr(ops, "routed_experts", routed_experts)(rows, routing, params.experts, tap, ops)
     out = routed = tap("routed", answers)
     # 3. shared expert
     saved_shared = None
     if params.shared_experts is not None:
         answer, saved_shared = mlp(rows, params.shared_experts, scoped(tap, "shared_experts."), ops)
-        out = routed + tap("shared", answer)
+        out = ops.add(routed, tap("shared", answer))
     return out.reshape(x.shape), MoeSaved(rows, saved_router, history, saved_shared)
 
 
 def moe_bwd(
-    dout: Array, saved: MoeSaved, params: Moe, config: Config, dscores: Array | None = None, ops: ModuleType = numpy_ops
+    dout: Array, saved: MoeSaved, params: Moe, config: Config, dscores: Array | None = None, ops: Ops = numpy_ops
 ) -> tuple[Array, Moe]:  # [B, T, D] -> [B, T, D], the record
     """x was used by the router, the routed experts and the shared expert: three gradients add up.
 
@@ -136,11 +133,13 @@ def moe_bwd(
     x, saved_router, history, saved_shared = saved
     drows = dout.reshape(x.shape)
     # 3. shared expert
-    dx_shared, dshared = np.zeros_like(x), None
+    gradients, dshared = [], None
     if params.shared_experts is not None:
         dx_shared, dshared = mlp_bwd(drows, saved_shared, params.shared_experts, ops)
+        gradients.append(dx_shared)
     # 2. routed experts
-    dx_routed, dweights, dexperts = routed_experts_bwd(drows, history, saved_router.routing, params.experts, ops)
+    backward = getattr(ops, "routed_experts_bwd", routed_experts_bwd)
+    dx_routed, dweights, dexperts = backward(drows, history, saved_router.routing, params.experts, ops)
     # 1. router
-    dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores)
-    return (dx_routed + dx_router + dx_shared).reshape(dout.shape), Moe(dgate, dexperts, dshared)
+    dx_router, dgate = router_bwd(dweights, saved_router, params.gate, config, dscores, ops)
+    return ops.add(dx_routed, dx_router, *gradients).reshape(dout.shape), Moe(dgate, dexperts, dshared)

@@ -1,6 +1,5 @@
 """One decoder layer: attention, then a dense MLP or a mixture of experts, each added to the residual stream."""
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from minglm.config import Config
@@ -8,7 +7,7 @@ from minglm.model import ops as numpy_ops
 from minglm.model.attention import AttentionSaved, Layout, attention, attention_bwd
 from minglm.model.experts import mlp, mlp_bwd, moe, moe_bwd
 from minglm.model.kvcache import KVCache
-from minglm.model.ops import Array, Tap, no_tap, scoped
+from minglm.model.ops import Array, Ops, Tap, no_tap, scoped
 from minglm.model.params import Layer, Mlp, Moe, Weight
 
 
@@ -27,7 +26,7 @@ def layer(
     cache: KVCache | None = None,
     index: int = 0,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, LayerSaved]:  # [B, T, D] -> [B, T, D]
     """x + attention(norm(x)), then that + mlp(norm(that)). `index` is the layer's number in the cache."""
     eps = config.rms_norm_eps
@@ -36,24 +35,19 @@ def layer(
     attention_out, saved_attention = attention(
         attention_in, params.self_attn, config, layout, cache, index, scoped(tap, "self_attn."), ops
     )
-    middle = tap("middle", x + attention_out)
+    middle = tap("middle", ops.add(x, attention_out))
     # 2. MLP or experts
     mlp_in = tap("post_attention_layernorm", ops.rms_norm(middle, params.post_attention_layernorm.weight, eps))
     if isinstance(params.mlp, Moe):
         mlp_out, saved_mlp = moe(mlp_in, params.mlp, config, scoped(tap, "mlp."), ops)
     else:
         mlp_out, saved_mlp = mlp(mlp_in, params.mlp, scoped(tap, "mlp."), ops)
-    out = tap("out", middle + tap("mlp.out", mlp_out))
+    out = tap("out", ops.add(middle, tap("mlp.out", mlp_out)))
     return out, LayerSaved(x, middle, saved_attention, saved_mlp)
 
 
 def layer_bwd(
-    dout: Array,
-    saved: LayerSaved,
-    params: Layer,
-    config: Config,
-    dscores: Array | None = None,
-    ops: ModuleType = numpy_ops,
+    dout: Array, saved: LayerSaved, params: Layer, config: Config, dscores: Array | None = None, ops: Ops = numpy_ops
 ) -> tuple[Array, Layer]:  # [B, T, D] -> [B, T, D], the record
     """Each residual addition passes its gradient on unchanged and sends a copy through the branch.
 
@@ -68,8 +62,8 @@ def layer_bwd(
     else:
         dmlp_in, dmlp = mlp_bwd(dout, saved_mlp, params.mlp, ops)
     dmiddle_branch, dpost_norm = ops.rms_norm_bwd(dmlp_in, middle, params.post_attention_layernorm.weight, eps)
-    dmiddle = dout + dmiddle_branch
+    dmiddle = ops.add(dout, dmiddle_branch)
     # 1. middle = x + attention(norm(x))
     dattention_in, dattention = attention_bwd(dmiddle, saved_attention, params.self_attn, config, ops)
     dx_branch, dinput_norm = ops.rms_norm_bwd(dattention_in, x, params.input_layernorm.weight, eps)
-    return dmiddle + dx_branch, Layer(Weight(dinput_norm), dattention, Weight(dpost_norm), dmlp)
+    return ops.add(dmiddle, dx_branch), Layer(Weight(dinput_norm), dattention, Weight(dpost_norm), dmlp)

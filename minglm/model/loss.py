@@ -3,7 +3,6 @@
 total = main + mtp_weight · mtp + balance_weight · balance
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from minglm.config import Config
 from minglm.model import ops as numpy_ops
 from minglm.model.experts import MoeSaved
 from minglm.model.mtp import Depth, mtp_chain, mtp_chain_bwd, mtp_chain_loss
-from minglm.model.ops import IGNORE, Array
+from minglm.model.ops import IGNORE, Array, Ops
 from minglm.model.params import Params, Weight
 from minglm.model.router import RouterSaved, balance_loss, expert_load
 from minglm.model.transformer import TransformerSaved, head, head_bwd, transformer, transformer_bwd
@@ -37,7 +36,7 @@ def loss_and_grads(
     balance_weight: float = 0.0,
     positions: Array | None = None,
     segments: Array | None = None,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Loss, Params]:  # int [B, T] ×2 -> scalars, the parameters' record
     """`targets[b, t]` is the token after `ids[b, t]`, or IGNORE (see `shift_targets`); the MTP losses use the same
     targets, moved on by their depth. Gradients come as a record of the parameters' type. The selection biases'
@@ -97,7 +96,7 @@ class _Router(NamedTuple):
 
 def _routers(saved: TransformerSaved, chain: list[Depth], config: Config) -> list[_Router]:
     """Every router that ran, in layer order."""
-    steps = [(i, s.mlp, saved.layout.segments >= 0) for i, s in enumerate(saved.layers)]
+    steps = [(i, s.mlp, saved.layout.sight.segments >= 0) for i, s in enumerate(saved.layers)]
     steps += [(config.num_hidden_layers + depth.number, depth.saved.layer.mlp, depth.valid) for depth in chain]
     return [_Router(i, mlp.router, valid) for i, mlp, valid in steps if isinstance(mlp, MoeSaved)]
 

@@ -8,7 +8,6 @@ Easily got wrong, and all tested: the embedding comes first in the concatenation
 is passed on to the next depth is taken after `shared_head.norm`; no position is masked or zeroed.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from minglm.model import ops as numpy_ops
 from minglm.model.attention import Layout, make_layout
 from minglm.model.kvcache import KVCache
 from minglm.model.layer import LayerSaved, layer, layer_bwd
-from minglm.model.ops import IGNORE, Array, Tap, no_tap, scoped
+from minglm.model.ops import IGNORE, Array, Ops, Tap, no_tap, scoped
 from minglm.model.params import Mtp, Params, SharedHead, Weight, in_compute_dtype, zeros_like
 from minglm.model.transformer import head_weight
 
@@ -42,7 +41,7 @@ def mtp_layer(
     cache: KVCache | None = None,
     index: int = 0,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, MtpSaved]:  # [B, T, D], int [B, T] -> [B, T, D]
     """eh_proj([norm(embedding of the next token), norm(hidden)]), a decoder layer, shared_head.norm.
 
@@ -70,7 +69,7 @@ def mtp_layer_bwd(
     embedding_weight: Array,
     config: Config,
     dscores: Array | None = None,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, Array, Mtp]:
     """Returns dhidden [B, T, D], the gradient of the embedding table [V, D], and the layer's own gradients."""
     ids, embedding, hidden, joined, saved_layer, out = saved
@@ -126,7 +125,7 @@ def mtp_chain(
     config: Config,
     depths: int,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> list[Depth]:  # [B, T, D], int [B, T] -> depths 1 … `depths`
     """Run depths 1, 2, … on the trunk's hidden states. Beyond the last MTP layer the layers are used again from the
     first, as engines do when they draft more tokens than there are layers.
@@ -138,9 +137,11 @@ def mtp_chain(
     for k in range(1, depths + 1):
         rows = ids.shape[1] - k
         number = (k - 1) % len(params.mtp)
-        mtp = in_compute_dtype(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
-        own = trunk.segments[:, :rows]
-        valid = (own == trunk.segments[:, k:]) & (own >= 0)
+        mtp = getattr(ops, "in_compute_dtype", in_compute_dtype)(
+            params.mtp[number], params.norm.weight.dtype, hidden.dtype
+        )
+        own = trunk.sight.segments[:, :rows]
+        valid = (own == trunk.sight.segments[:, k:]) & (own >= 0)
         layout = make_layout(
             own.shape, config, hidden.dtype, None, trunk.positions[:, :rows], segments=np.where(valid, own, -1)
         )
@@ -153,7 +154,7 @@ def mtp_chain(
 
 
 def mtp_chain_loss(
-    chain: list[Depth], targets: Array, params: Params, dtype: Any, ops: ModuleType = numpy_ops
+    chain: list[Depth], targets: Array, params: Params, dtype: Any, ops: Ops = numpy_ops
 ) -> tuple[Any, list[Any]]:  # targets int [B, T] -> scalar
     """The mean over the depths. Row i of depth k predicts the token after t_{i+k}: the target of row i + k."""
     total, saved = dtype.type(0), []
@@ -173,7 +174,7 @@ def mtp_chain_bwd(
     params: Params,
     config: Config,
     dscores: dict[int, Array],
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, Array, Array, tuple[Mtp, ...]]:
     """Last depth first, because each depth hands a gradient to the state that it read.
 
@@ -216,7 +217,7 @@ def mtp_step(
     number: int = 0,
     segments: Array | None = None,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, Array]:  # [B, T, D], int [B, T] -> logits [B, T, V], [B, T, D]
     """The draft step: MTP layer `number` continues its own `cache` (made with `layers=1`) by T rows.
 
@@ -224,9 +225,9 @@ def mtp_step(
     row for each token. To draft one token further, the second result goes in again as `hidden`: to the next layer, or
     to the same one where there is only one, as in GLM-4.5.
     """
-    mtp = in_compute_dtype(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
+    mtp = getattr(ops, "in_compute_dtype", in_compute_dtype)(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
     layout = make_layout(next_ids.shape, config, hidden.dtype, cache, segments=segments)
     table = mtp_embedding_weight(params, mtp)
     normed, _ = mtp_layer(hidden, next_ids, mtp, table, config, layout, cache, 0, tap, ops)
-    cache.advance(layout.segments)
+    cache.advance(layout.sight.segments)
     return ops.linear(normed, mtp_head_weight(params, mtp).astype(hidden.dtype, copy=False)), normed

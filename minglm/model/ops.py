@@ -19,6 +19,8 @@ import numpy as np
 Array = np.ndarray
 Tap = Callable[[str, Array], Array]  # shown every named array; the model goes on with what it returns
 
+Ops = Any  # this module, or whatever has functions of the same names
+
 IGNORE = -100  # a target that counts for nothing, as in transformers and torch
 
 
@@ -32,6 +34,16 @@ def scoped(tap: Tap, prefix: str) -> Tap:
     if tap is no_tap:
         return tap
     return lambda name, array: tap(prefix + name, array)
+
+
+# -- sums --------------------------------------------------------------------------------------------------------
+
+
+def add(x: Array, *others: Array) -> Array:
+    """x + others, all of one shape: where a value was used several times, its gradients add up."""
+    for other in others:
+        x = x + other
+    return x
 
 
 # -- linear ------------------------------------------------------------------------------------------------------
@@ -168,6 +180,20 @@ def softmax_bwd(dy: Array, y: Array) -> Array:
     return y * (dy - np.vecdot(dy, y)[..., None])
 
 
+class Sight(NamedTuple):
+    """Which keys each query may see: itself and the earlier ones of its own segment."""
+
+    slots: Array  # int [B, T] the key that is the query's own
+    segments: Array  # int [B, T] of the queries; negative: padding, which sees only itself
+    key_segments: Array  # int [B, S]
+
+    @property
+    def visible(self) -> Array:  # bool [B, T, S]
+        keys, slots, segments = np.arange(self.key_segments.shape[1]), self.slots[:, :, None], self.segments[:, :, None]
+        same_segment = (self.key_segments[:, None] == segments) & (segments >= 0)
+        return (keys < slots) & same_segment | (keys == slots)
+
+
 class AttendSaved(NamedTuple):
     """The inputs and the attention probabilities [B, H, T, S] (dear to recompute: a product over S and a softmax)."""
 
@@ -178,14 +204,14 @@ class AttendSaved(NamedTuple):
 
 
 def attend(
-    q: Array, k: Array, v: Array, visible: Array, tap: Tap = no_tap
-) -> tuple[Array, AttendSaved]:  # [B, T, H, d], [B, S, G, d] ×2, bool [B, T, S] -> [B, T, H, d]
+    q: Array, k: Array, v: Array, sight: Sight, tap: Tap = no_tap
+) -> tuple[Array, AttendSaved]:  # [B, T, H, d], [B, S, G, d] ×2 -> [B, T, H, d]
     """softmax(q kᵀ / √d) v over the visible keys. Query head h reads key/value head h // R."""
     B, T, H, d = q.shape
     S = k.shape[1]
     q_heads, k_heads, v_heads = _by_group(q * d**-0.5, k, v)  # scaled here, where the array is small
     products = q_heads @ k_heads.swapaxes(-1, -2)  # [B, G, R, T, d] · [B, G, 1, d, S] -> [B, G, R, T, S]
-    np.copyto(products, -np.inf, where=~visible[:, None, None])
+    np.copyto(products, -np.inf, where=~sight.visible[:, None, None])
     scores = tap("scores", products.reshape(B, H, T, S))
     probs = tap("probs", softmax(scores))
     mixed = probs.reshape(products.shape) @ v_heads  # -> [B, G, R, T, d]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minglm.config import Config
-from minglm.model.ops import Array, Tap, linear, linear_bwd, no_tap, sigmoid
+from minglm.model import ops as numpy_ops
+from minglm.model.ops import Array, Ops, Tap, no_tap, sigmoid
 from minglm.model.params import Router
 
 
@@ -27,10 +28,10 @@ class RouterSaved(NamedTuple):
 
 
 def router(
-    x: Array, params: Router, config: Config, tap: Tap = no_tap
+    x: Array, params: Router, config: Config, tap: Tap = no_tap, ops: Ops = numpy_ops
 ) -> tuple[Routing, RouterSaved]:  # [N, D] -> [N, K] ×2
     """Sigmoid scores, selection bias, groups, top-K, normalise, scale (`Glm4MoeTopkRouter` of transformers)."""
-    logits = tap("router_logits", linear(x, params.weight))  # [N, D] -> [N, E]
+    logits = tap("router_logits", ops.linear(x, params.weight))  # [N, D] -> [N, E]
     # 1. every expert scores the token, each for itself: unlike a softmax, all may score high
     scores = tap("router_scores", sigmoid(logits))
     # 2. the bias decides who is picked …
@@ -45,7 +46,12 @@ def router(
 
 
 def router_bwd(
-    dweights: Array, saved: RouterSaved, params: Router, config: Config, dscores: Array | None = None
+    dweights: Array,
+    saved: RouterSaved,
+    params: Router,
+    config: Config,
+    dscores: Array | None = None,
+    ops: Ops = numpy_ops,
 ) -> tuple[Array, Router]:  # [N, K] -> [N, D], the record
     """The choice is piecewise constant, so gradients flow only through the weights of the experts that were picked.
 
@@ -62,7 +68,7 @@ def router_bwd(
     # 2. the choice has no gradient
     # 1. scores = sigmoid(logits)
     dlogits = dscores_all * scores * (1 - scores)
-    dx, dweight, _ = linear_bwd(dlogits, x, params.weight)
+    dx, dweight, _ = ops.linear_bwd(dlogits, x, params.weight)
     return dx, Router(dweight, np.zeros_like(params.e_score_correction_bias))
 
 

@@ -1,6 +1,5 @@
 """The transformer: embedding, decoder layers, final norm, head."""
 
-from types import ModuleType
 from typing import NamedTuple
 
 from minglm.config import Config
@@ -8,7 +7,7 @@ from minglm.model import ops as numpy_ops
 from minglm.model.attention import Layout, make_layout
 from minglm.model.kvcache import KVCache
 from minglm.model.layer import LayerSaved, layer, layer_bwd
-from minglm.model.ops import Array, Tap, no_tap, scoped
+from minglm.model.ops import Array, Ops, Tap, no_tap, scoped
 from minglm.model.params import Layer, Params, Weight, compute_dtype, in_compute_dtype
 
 
@@ -27,7 +26,7 @@ def transformer(
     positions: Array | None = None,
     segments: Array | None = None,
     tap: Tap = no_tap,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
     save: bool = False,
     stop_at: int | None = None,
 ) -> tuple[Array, TransformerSaved]:  # int [B, T] -> [B, T, D]
@@ -42,12 +41,12 @@ def transformer(
     x = tap("embed_tokens", ops.embed(ids, params.embed_tokens.weight).astype(dtype, copy=False))  # -> [B, T, D]
     saved_layers = []
     for i, stored in enumerate(params.layers[:stop_at]):
-        weights = in_compute_dtype(stored, params.norm.weight.dtype, dtype)
+        weights = getattr(ops, "in_compute_dtype", in_compute_dtype)(stored, params.norm.weight.dtype, dtype)
         x, saved = layer(x, weights, config, layout, cache, i, scoped(tap, f"layers.{i}."), ops)
         if save:
             saved_layers.append(saved)
     if cache is not None:
-        cache.advance(layout.segments)
+        cache.advance(layout.sight.segments)
     saved_all = TransformerSaved(ids, layout, saved_layers, x)
     if stop_at is not None:
         return x, saved_all
@@ -55,15 +54,13 @@ def transformer(
     return tap("norm", ops.rms_norm(x, norm, config.rms_norm_eps)), saved_all
 
 
-def head(
-    hidden: Array, params: Params, tap: Tap = no_tap, ops: ModuleType = numpy_ops
-) -> Array:  # [B, T, D] -> [B, T, V]
+def head(hidden: Array, params: Params, tap: Tap = no_tap, ops: Ops = numpy_ops) -> Array:  # [B, T, D] -> [B, T, V]
     """Logits: one score for every token of the vocabulary."""
     return tap("logits", ops.linear(hidden, head_weight(params).astype(hidden.dtype, copy=False)))
 
 
 def head_bwd(
-    dlogits: Array, hidden: Array, params: Params, ops: ModuleType = numpy_ops
+    dlogits: Array, hidden: Array, params: Params, ops: Ops = numpy_ops
 ) -> tuple[Array, Array]:  # [B, T, V] -> [B, T, D], [V, D]
     """Returns dhidden and the gradient of the head's weight, which is the embedding's when they are tied."""
     dhidden, dweight, _ = ops.linear_bwd(dlogits, hidden, head_weight(params))
@@ -81,7 +78,7 @@ def transformer_bwd(
     params: Params,
     config: Config,
     dscores: dict[int, Array] | None = None,
-    ops: ModuleType = numpy_ops,
+    ops: Ops = numpy_ops,
 ) -> tuple[Weight, tuple[Layer, ...], Weight]:
     """Gradients of the embedding, the layers and the final norm, from the gradient at the hidden states [B, T, D].
 

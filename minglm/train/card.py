@@ -34,7 +34,7 @@ traced, plotted and stepped through, not to be used as a language model.
     minglm train {folder.name}        (or: make train-nano)
 
 Seed {recipe.seed}, {recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens, AdamW with peak rate
-{recipe.learning_rate:g}, {recipe.workers} workers. Every setting is in `recipe.json`, every
+{recipe.learning_rate:g}, {recipe.engine} engine. Every setting is in `recipe.json`, every
 tenth step in `metrics.jsonl`, every training file with its hash in `training_files.json`. The same machine gives the
 same bits; another Python has other library files and says so.
 

@@ -11,7 +11,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,11 +21,11 @@ from minglm.config import Config
 from minglm.data.batches import Batch
 from minglm.formats.checkpoint import load_checkpoint, write_tensors
 from minglm.formats.files import only_one, write_text
+from minglm.model import ops as numpy_ops
 from minglm.model.loss import Loss, loss_and_grads
-from minglm.model.ops import Array
 from minglm.model.params import Params, map_arrays, walk_stacked
 from minglm.model.router import update_bias
-from minglm.train.optim import AdamW, clip, global_norm
+from minglm.train.optim import AdamW, clip, global_norm, sum_of_squares
 from minglm.train.recipe import Recipe
 from minglm.train.schedule import warmup_cosine
 
@@ -69,47 +68,45 @@ class DivergedError(ValueError):
 
 
 def start(model: Model, recipe: Recipe) -> State:
-    return State(model.params, AdamW.start(model.params, weight_decay=recipe.weight_decay), 0)
+    params = map_arrays(lambda name, array: array.copy(), model.params)  # a fast step writes over them
+    return State(params, AdamW.start(params, weight_decay=recipe.weight_decay), 0)
 
 
-def train_step(state: State, batch: Batch, model: Model, recipe: Recipe) -> tuple[State, Metrics]:
-    """Loss, gradients, clipping, AdamW, and the routers' biases. Raises DivergedError and leaves `state` as it was."""
+def operations(recipe: Recipe, config: Config, threads: int | None = None) -> Any:
+    """What the recipe's engine computes with, for `train_step`. Its results do not depend on `threads`."""
+    if recipe.engine == "numpy":
+        return numpy_ops
+    from minglm.fast.ops import FastOps
+    from minglm.fast.team import thread_count
+
+    return FastOps(thread_count(threads, config))
+
+
+def train_step(state: State, batch: Batch, model: Model, recipe: Recipe, ops: Any = numpy_ops) -> tuple[State, Metrics]:
+    """Loss, gradients, clipping, AdamW, and the routers' biases.
+
+    Raises DivergedError, before anything is changed if the loss or a gradient is to blame. With fast `ops` the new
+    state's arrays are the old one's.
+    """
     rate = warmup_cosine(state.step, recipe.steps, recipe.warmup, recipe.learning_rate, recipe.final_rate)
-    loss, grads = shared_loss_and_grads(batch, state.params, model.config, recipe)
-    norm = global_norm(grads)
+    weights = recipe.mtp_weight, recipe.balance_weight
+    loss, grads = loss_and_grads(
+        batch.ids, batch.targets, state.params, model.config, *weights, segments=batch.segments, ops=ops
+    )
+    squares = getattr(ops, "squares", sum_of_squares)
+    norm = global_norm(grads, squares)
     if not np.isfinite([float(loss.total), norm]).all():
         raise DivergedError(f"step {state.step}: loss {float(loss.total)}, gradient norm {norm}")
-    params, optimiser = state.optimiser.update(state.params, clip(grads, norm, recipe.clip_norm), rate)
+    if ops is numpy_ops:
+        params, optimiser = state.optimiser.update(state.params, clip(grads, norm, recipe.clip_norm), rate)
+    else:
+        params, scale = state.params, min(1.0, recipe.clip_norm / max(norm, 1e-30))
+        optimiser = state.optimiser.update_in_place(params, grads, rate, scale, ops)
     params = _balanced(params, loss.load, recipe.bias_rate)
-    if broken := [name for name, array in walk_stacked(params) if not np.isfinite(array).all()]:
+    if broken := [name for name, array in walk_stacked(params) if not np.isfinite(squares(array))]:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise DivergedError(f"step {state.step}: the update would make {broken[0]}{more} NaN or infinite")
     return State(params, optimiser, state.step + 1), _metrics(state.step, loss, norm, rate)
-
-
-def shared_loss_and_grads(batch: Batch, params: Params, config: Config, recipe: Recipe) -> tuple[Loss, Params]:
-    """The mean of the workers' losses and gradients, each the mean over its share of the rows; their loads add up.
-
-    NumPy lets other threads run while it computes, so this uses the cores that element-wise operations leave idle. The
-    result depends on the number of workers, not on the number of cores.
-    """
-    count = min(recipe.workers, len(batch.ids))
-    parts = [Batch(*(array[worker::count] for array in batch)) for worker in range(count)]
-
-    def work(part: Batch) -> tuple[Loss, Params]:
-        weights = recipe.mtp_weight, recipe.balance_weight
-        return loss_and_grads(part.ids, part.targets, params, config, *weights, segments=part.segments)
-
-    with ThreadPoolExecutor(count) as pool:
-        losses, grads = zip(*pool.map(work, parts), strict=True)
-    total, main, mtp, balance = (sum(values) / count for values in zip(*(loss[:4] for loss in losses), strict=True))
-    load = {layer: np.sum([loss.load[layer] for loss in losses], axis=0) for layer in losses[0].load}
-    named = [dict(walk_stacked(g)) for g in grads]
-
-    def mean(name: str, parameter: Array) -> Array:
-        return np.sum([g[name] for g in named], axis=0, dtype=parameter.dtype) / count
-
-    return Loss(total, main, mtp, balance, load), map_arrays(mean, params)
 
 
 def _balanced(params: Params, load: dict[int, np.ndarray], rate: float) -> Params:
@@ -145,6 +142,7 @@ def train(
     evaluate: Evaluate | None = None,
     stop_after: int | None = None,
     progress: bool = True,
+    threads: int | None = None,
 ) -> Model:
     """Train until `recipe.steps`, from the newest checkpoint in `run` if there is one; returns the trained model.
 
@@ -158,7 +156,7 @@ def train(
         _same_recipe(run, recipe)
         state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
         last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
-        return _train(model, recipe, batches, run, evaluate, state, last, progress)
+        return _train(model, recipe, batches, run, evaluate, state, last, progress, threads)
 
 
 def _train(
@@ -170,17 +168,19 @@ def _train(
     state: State,
     last: int,
     progress: bool,
+    threads: int | None,
 ) -> Model:
     from threadpoolctl import threadpool_limits
 
+    ops = operations(recipe, model.config, threads)
     with (
-        threadpool_limits(1),  # the workers are the threads; so sums do not depend on the machine's cores
+        threadpool_limits(1),  # so that sums do not depend on the machine's cores, and NumPy's threads do not wait
         _Log(run, state.step) as log,
         _Progress(state.step, recipe, progress) as bar,
     ):
         while state.step < last:
             try:
-                state, metrics = train_step(state, batches.batch(state.step), model, recipe)
+                state, metrics = train_step(state, batches.batch(state.step), model, recipe, ops)
             except KeyboardInterrupt:
                 log.flush()
                 save_state(run, _with(model, state.params), state, recipe)
@@ -238,7 +238,7 @@ def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save(unfinished, dtype=model.compute_dtype)
     write_tensors(unfinished / "optimiser.safetensors", dict(state.optimiser.walk()))
-    about = {"step": state.step, "workers": recipe.workers, "numpy": np.__version__}
+    about = {"step": state.step, "numpy": np.__version__}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
     os.replace(unfinished, final)
     for old in sorted(_checkpoints(run), key=_steps)[:-KEPT]:

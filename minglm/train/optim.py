@@ -1,6 +1,6 @@
 """AdamW with decoupled weight decay, and gradient clipping."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,18 @@ class AdamW(NamedTuple):
 
         return map_arrays(moved, params), self._replace(first=first, second=second, step=step)
 
+    def update_in_place(self, params: Params, grads: Params, rate: float, scale: float, ops: Any) -> "AdamW":
+        """The same step on `scale` times the gradients, written over the parameters and moments by the kernels of
+        `ops`: a large model has no room for a second copy of them."""
+        step, (b1, b2) = self.step + 1, self.betas
+        grad, first, second = (dict(walk_stacked(record)) for record in (grads, self.first, self.second))
+        for name, p in walk_stacked(params):
+            if trainable(name):
+                kept = 1 - rate * self.weight_decay if decays(name) else 1.0
+                how = scale, b1, b2, 1 - b1**step, 1 - b2**step, rate, kept, self.eps
+                ops.adamw(p, grad[name], first[name], second[name], *how)
+        return self._replace(step=step)
+
     def walk(self) -> Iterator[tuple[str, Array]]:
         """Both moments as named arrays, for saving."""
         for kind, record in (("first", self.first), ("second", self.second)):
@@ -59,9 +71,14 @@ class AdamW(NamedTuple):
                 yield f"{kind}.{name}", array
 
 
-def global_norm(grads: Params) -> float:
-    """√(Σ g²) over all parameters, summed in float64."""
-    return float(np.sqrt(sum(np.sum(g * g, dtype=np.float64) for _, g in walk_stacked(grads))))
+def sum_of_squares(x: Array) -> float:
+    """Σ x², in float64."""
+    return float(np.sum(x * x, dtype=np.float64))
+
+
+def global_norm(grads: Params, squares: Callable[[Array], float] = sum_of_squares) -> float:
+    """√(Σ g²) over all parameters."""
+    return float(np.sqrt(sum(squares(g) for _, g in walk_stacked(grads))))
 
 
 def clip(grads: Params, norm: float, most: float) -> Params:

@@ -26,7 +26,7 @@ class Recipe:
     balance_weight: float = 1e-4
     bias_rate: float = 1e-3  # step of the selection bias
     seed: int = 0
-    workers: int = 2  # the rows of a batch are shared among so many threads; their mean gradient is used
+    engine: str = "fast"  # "fast": compiled kernels; "numpy": the book
     log_every: int = 10
     eval_every: int = 250
     save_every: int = 250
@@ -47,6 +47,7 @@ class Recipe:
             self.preset,
             f"one of {', '.join(PRESETS)}",
         )
+        _require(self.engine in ("fast", "numpy"), "engine", self.engine, "'fast' or 'numpy'")
         context = PRESETS[self.preset].max_position_embeddings
         fits = self.sequence_length <= context
         _require(fits, "sequence_length", self.sequence_length, f"at most the context of {self.preset}, {context}")

@@ -91,7 +91,9 @@ def _note_files(run: Path, docs: list[Document], say: Say) -> None:
         write_text(path, json.dumps(found, indent=0) + "\n")
 
 
-def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say = print) -> Model:
+def train_recipe(
+    recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say = print, threads: int | None = None
+) -> Model:
     """Train a recipe from nothing, or go on where `run` stopped.
 
     `files`: the user's own text instead of the standard library and the tasks. The tokenizer is learnt from both, so
@@ -108,9 +110,11 @@ def train_recipe(recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say
     say("encoding …")
     batches = mixture(recipe, own or docs, model)
     say(f"{'fresh weights' if newest_checkpoint(run) is None else 'going on'}: {model}")
-    say(f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens into {run}")
+    say(
+        f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens, {recipe.engine} engine, into {run}"
+    )
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
-    return train(model, recipe, batches, run, look)
+    return train(model, recipe, batches, run, look, threads=threads)
 
 
 def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:

@@ -1,0 +1,344 @@
+"""The fast namespace: twins of `minglm.model.ops`, for `ops=` of the model's own forward and backward.
+
+Same names, same arguments, same results up to rounding; float32 only. `routed_experts` is the twin of the function in
+`minglm.model.experts`: all experts of a layer at once instead of one after the other.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minglm.fast import attention, products, rows
+from minglm.fast.blas import one_thread_each, sgemm
+from minglm.fast.team import team
+from minglm.model.ops import IGNORE, Array, Sight, Tap, embed, no_tap
+from minglm.model.params import Experts, expert, map_record
+from minglm.model.router import Routing
+
+NO_BIAS = np.zeros(0, np.float32)
+POOLED = 1 << 18  # bytes; smaller arrays come from NumPy, which is quick there
+
+
+# -- what the forwards keep for the backwards --------------------------------------------------------------------
+
+
+class MlpSaved(NamedTuple):
+    x: Array
+    gate: Array
+    up: Array
+    hidden: Array
+
+
+class Visits(NamedTuple):
+    """The picks sorted by expert, and what the experts' forward keeps."""
+
+    slots: Array  # int [picks] token · K + rank
+    tokens: Array  # int [picks]
+    starts: Array  # int [E + 1]
+    places: Array  # int [N, K] where each token's picks are, experts in ascending order
+    weights: Array  # [picks]
+    x: Array  # [picks, D]
+    gate: Array  # [picks, F]
+    up: Array
+    hidden: Array
+
+
+class AttendSaved(NamedTuple):
+    q: Array
+    k: Array
+    v: Array
+    y: Array
+    totals: Array
+    begins: Array
+
+
+class CrossEntropySaved(NamedTuple):
+    logits: Array  # [N, V]
+    targets: Array
+    totals: Array
+    shape: tuple[int, ...]
+
+
+# -- the operations ----------------------------------------------------------------------------------------------
+
+
+class FastOps:
+    """The operations on a team of `threads`, with buffers that are used again from step to step.
+
+    Nothing in a result depends on the number of threads. One caller at a time.
+    """
+
+    embed = staticmethod(embed)
+
+    def __init__(self, threads: int):
+        self._team = team(threads)
+        self._pool: dict[int, list[Array]] = {}
+        self._looked: tuple[Any, Any] = (None, None)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Around many operations: NumPy's own products stay on one thread too. Its waiting threads would take the
+        processors from ours."""
+        with one_thread_each():
+            yield
+
+    def _run(self, kernel: Any, *arguments: Any) -> None:
+        self._team.run(kernel, *arguments)
+
+    def _run_products(self, kernel: Any, *arguments: Any) -> None:
+        with one_thread_each():
+            self._team.run(kernel, sgemm(), *arguments)
+
+    # -- arrays ----------------------------------------------------------------------------------------------
+
+    def empty(self, *shape: int) -> Array:
+        """A float32 array that nobody else uses. Large ones are used again when nobody looks at them any more: fresh
+        memory costs as much time as two passes over it."""
+        count = int(np.prod(shape))
+        if 4 * count < POOLED:
+            return np.empty(shape, np.float32)
+        known = self._pool.setdefault(count, [])
+        for base in known:
+            if sys.getrefcount(base) == 3:  # the pool's, the loop's and the call's own: no view is left
+                return base.reshape(shape)
+        known.append(np.empty(count, np.float32))
+        return known[-1].reshape(shape)
+
+    def like(self, x: Array) -> Array:
+        return self.empty(*x.shape)
+
+    def in_compute_dtype(self, record: Any, stored: Any, dtype: Any) -> Any:
+        """The twin of `minglm.model.params.in_compute_dtype`: matrices stay as they are stored, and are widened where
+        they are used."""
+        if stored == dtype:
+            return record
+        return map_record(lambda name, array: array if array.ndim > 1 else array.astype(dtype, copy=False), record)
+
+    def _wide(self, weight: Array) -> Array:
+        """A weight as float32."""
+        if weight.dtype == np.float32:
+            return weight
+        wide = self.like(weight)
+        self._run(rows.widen_all, weight.view(np.uint16).reshape(-1), wide.reshape(-1))
+        return wide
+
+    # -- linear -----------------------------------------------------------------------------------------------
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:  # [.., in] -> [.., out]
+        x_rows = flat(x)
+        y = self.empty(len(x_rows), len(weight))
+        self._run_products(products.linear_forward, x_rows, self._wide(weight), NO_BIAS if bias is None else bias, y)
+        return y.reshape(*x.shape[:-1], len(weight))
+
+    def linear_bwd(
+        self, dy: Array, x: Array, weight: Array, bias: Array | None = None
+    ) -> tuple[Array, Array, Array | None]:
+        dy_rows, x_rows = flat(dy), flat(x)
+        dx, dweight = self.like(x_rows), self.like(weight)
+        dbias = NO_BIAS if bias is None else self.like(bias)
+        pieces = -(-len(x_rows) // products.LONG)
+        partial = (self.empty(pieces, weight.size) if pieces > 1 else dweight).reshape(pieces, -1)
+        self._run_products(products.linear_backward, dy_rows, x_rows, weight, dx, partial, dweight.reshape(-1), dbias)
+        return dx.reshape(x.shape), dweight, None if bias is None else dbias
+
+    # -- rows -------------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        x_rows = flat(x)
+        y = self.like(x_rows)
+        self._run(rows.norm_forward, x_rows, weight, np.float32(eps), y)
+        return y.reshape(x.shape)
+
+    def rms_norm_bwd(self, dy: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+        x_rows = flat(x)
+        dx, dweight, partial = (
+            self.like(x_rows),
+            self.like(weight),
+            self.empty(-(-len(x_rows) // rows.ROWS), len(weight)),
+        )
+        self._run(rows.norm_backward, flat(dy), x_rows, weight, np.float32(eps), dx, dweight, partial)
+        return dx.reshape(x.shape), dweight
+
+    def rope(self, x: Array, cos: Array, sin: Array) -> Array:  # [B, T, heads, d], [B, T, r/2] -> [B, T, heads, d]
+        return self._turn(x, cos, sin, 1)
+
+    def rope_bwd(self, dy: Array, cos: Array, sin: Array) -> Array:
+        return self._turn(dy, cos, sin, -1)
+
+    def _turn(self, x: Array, cos: Array, sin: Array, direction: int) -> Array:
+        heads = flat(x, 2)
+        y = self.like(heads)
+        self._run(rows.turn_heads, heads, flat(cos), flat(sin), np.float32(direction), y)
+        return y.reshape(x.shape)
+
+    def add(self, x: Array, *others: Array) -> Array:
+        total = x
+        for other in others:
+            y = self.like(x)
+            self._run(rows.add_rows, flat(total, 0).reshape(-1), flat(other, 0).reshape(-1), y.reshape(-1))
+            total = y
+        return total
+
+    def squares(self, x: Array) -> float:
+        """Σ x², in float64 over blocks that are summed in float32."""
+        x = flat(x, 0).reshape(-1)
+        partial = np.empty(-(-len(x) // rows.BLOCK), np.float32)
+        self._run(rows.squares_of, x, partial)
+        return float(partial.sum(dtype=np.float64))
+
+    def adamw(self, p: Array, g: Array, m: Array, v: Array, *how: float) -> None:
+        """`minglm.train.optim.AdamW` for one array, in place. `how`: the factors, in the kernel's order."""
+        self._run(rows.adamw, *(flat(a, 0).reshape(-1) for a in (p, g, m, v)), *(np.float32(x) for x in how))
+
+    def embed_bwd(self, dy: Array, ids: Array, weight: Array) -> Array:  # [B, T, D] -> [V, D]
+        dweight = self.like(weight)
+        self._run(rows.embed_backward, flat(dy), ids.reshape(-1), dweight)
+        return dweight
+
+    # -- gated MLP --------------------------------------------------------------------------------------------
+
+    def expert_mlp(
+        self, x: Array, gate_proj: Array, up_proj: Array, down_proj: Array, tap: Tap = no_tap
+    ) -> tuple[Array, MlpSaved]:  # [.., D] -> [.., D]
+        _refuse(tap)
+        x_rows = flat(x)
+        gate, up, hidden = (self.empty(len(x_rows), len(gate_proj)) for _ in range(3))
+        y, weights = self.like(x_rows), [self._wide(w) for w in (gate_proj, up_proj, down_proj)]
+        self._run_products(products.mlp_forward, x_rows, *weights, gate, up, hidden, y)
+        return y.reshape(x.shape), MlpSaved(x_rows, gate, up, hidden)
+
+    def expert_mlp_bwd(
+        self, dy: Array, saved: MlpSaved, gate_proj: Array, up_proj: Array, down_proj: Array
+    ) -> tuple[Array, Array, Array, Array]:
+        x, gate, up, hidden = saved
+        grads = self.like(x), self.like(gate_proj), self.like(up_proj), self.like(down_proj)
+        partials = self.empty(3, -(-len(x) // products.LONG), gate_proj.size)
+        weights, room = (gate_proj, up_proj, down_proj), (self.like(up), self.like(gate), partials)
+        flat_grads = [grad.reshape(-1) for grad in grads[1:]]
+        self._run_products(products.mlp_backward, flat(dy), x, *weights, gate, up, hidden, *room, grads[0], *flat_grads)
+        return grads[0].reshape(dy.shape), *grads[1:]
+
+    # -- routed experts ---------------------------------------------------------------------------------------
+
+    def routed_experts(
+        self, x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: Any = None
+    ) -> tuple[Array, Visits]:  # [N, D] -> [N, D]
+        _refuse(tap)
+        (N, K), F = routing.indices.shape, params.gate_proj[0].shape[0]
+        chosen = routing.indices.reshape(-1)
+        slots = np.argsort(chosen, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=len(params.gate_proj)))])
+        places = np.empty(N * K, np.int64)
+        places[slots] = np.arange(N * K)
+        places = np.sort(places.reshape(N, K), axis=1)
+        weights = flat(routing.weights).reshape(-1)[slots]
+        picked_x, out = self.empty(N * K, x.shape[1]), self.empty(N * K, x.shape[1])
+        gate, up, hidden = (self.empty(N * K, F) for _ in range(3))
+        y, visits = self.like(x), Visits(slots, slots // K, starts, places, weights, picked_x, gate, up, hidden)
+        stored = params.gate_proj[0].dtype
+        kind = np.zeros(0, np.float32 if stored == np.float32 else np.uint16)
+        own_wide = self.empty(self._team.threads, 3, 0 if stored == np.float32 else F * x.shape[1])
+        room = kind, own_wide, picked_x, gate, up, hidden, out
+        self._run_products(products.experts_forward, flat(x), *visits[1:5], _addresses(params), *room, y)
+        return y, visits
+
+    def routed_experts_bwd(
+        self, dy: Array, visits: Visits, routing: Routing, params: Experts, ops: Any = None
+    ) -> tuple[Array, Array, Experts]:
+        picked_dy, dpicked = self.like(visits.x), self.like(visits.x)
+        dgate, dup, weighted = (self.like(visits.gate) for _ in range(3))
+        dx, dweights = self.like(dy), np.empty(len(visits.slots), np.float32)
+        grads = Experts(*(self.like(part) for part in params))
+        for e in np.flatnonzero(np.diff(visits.starts) == 0):
+            for part in grads:
+                part[e] = 0
+        room = picked_dy, dgate, dup, weighted, dpicked
+        books = _addresses(params), _addresses(grads)
+        self._run_products(
+            products.experts_backward, flat(dy), *visits[1:5], books[0], *visits[5:], *room, dx, dweights, books[1]
+        )
+        by_slot = np.empty_like(dweights)
+        by_slot[visits.slots] = dweights
+        return dx, by_slot.reshape(routing.weights.shape), grads
+
+    # -- attention --------------------------------------------------------------------------------------------
+
+    def attend(
+        self, q: Array, k: Array, v: Array, sight: Sight, tap: Tap = no_tap
+    ) -> tuple[Array, AttendSaved]:  # [B, T, H, d], [B, S, G, d] ×2 -> [B, T, H, d]
+        """Raises ValueError for a segment whose tokens do not stand together."""
+        _refuse(tap)
+        q = np.ascontiguousarray(q)
+        B, T, H, _ = q.shape
+        y, totals, begins = self.like(q), self.empty(B, H, T), self._first_keys(sight)
+        room = self.empty(self._team.threads, attention.BLOCK, k.shape[1])
+        self._run_products(
+            attention.attend_forward, q, k, v, begins, np.ascontiguousarray(sight.slots), room, y, totals
+        )
+        return y, AttendSaved(q, k, v, y, totals, begins)
+
+    def attend_bwd(self, dy: Array, saved: AttendSaved) -> tuple[Array, Array, Array]:
+        q, k, v, y, totals, begins = saved
+        dq, dk, dv, dk_heads, dv_heads = self.like(q), self.like(k), self.like(v), self.like(q), self.like(q)
+        room = [self.empty(self._team.threads, attention.BLOCK, k.shape[1]) for _ in range(2)]
+        k, v, parts = np.ascontiguousarray(k), np.ascontiguousarray(v), (dk_heads, dv_heads, dq, dk, dv)
+        self._run_products(
+            attention.attend_backward, np.ascontiguousarray(dy), q, k, v, y, totals, begins, *room, *parts
+        )
+        return dq, dk, dv
+
+    def _first_keys(self, sight: Sight) -> Array:
+        """`first_keys`, which every layer of a pass asks for again."""
+        if self._looked[0] is not sight:
+            self._looked = sight, first_keys(sight)
+        return self._looked[1]
+
+    # -- cross-entropy ----------------------------------------------------------------------------------------
+
+    def cross_entropy(self, logits: Array, targets: Array) -> tuple[Any, CrossEntropySaved]:  # [.., V], [..] -> scalar
+        logit_rows, flat_targets = flat(logits), np.ascontiguousarray(targets).reshape(-1)
+        losses, totals = np.empty((2, len(logit_rows)), np.float32)
+        self._run(rows.entropy_forward, logit_rows, flat_targets, IGNORE, losses, totals)
+        loss = losses.sum() / np.float32(max(int((flat_targets != IGNORE).sum()), 1))
+        return loss, CrossEntropySaved(logit_rows, flat_targets, totals, logits.shape)
+
+    def cross_entropy_bwd(self, dloss: Any, saved: CrossEntropySaved) -> Array:  # scalar -> [.., V]
+        logits, targets, totals, shape = saved
+        factor = np.float32(dloss / max(int((targets != IGNORE).sum()), 1))
+        dlogits = self.like(logits)
+        self._run(rows.entropy_backward, logits, targets, IGNORE, totals, factor, dlogits)
+        return dlogits.reshape(shape)
+
+
+# -- helpers ---------------------------------------------------------------------------------------------------
+
+
+def flat(x: Array, axes: int = 1) -> Array:
+    """A contiguous float32 view, or copy, with all but the last `axes` axes made one."""
+    if x.dtype != np.float32:
+        raise ValueError(f"the fast operations compute in float32, got {x.dtype.name}; use minglm.model.ops for it")
+    return np.ascontiguousarray(x).reshape(-1, *x.shape[x.ndim - axes :])
+
+
+def _addresses(params: Experts) -> Array:  # -> int64 [E, 3]
+    return np.array([[part.ctypes.data for part in expert(params, e)] for e in range(len(params.gate_proj))])
+
+
+def first_keys(sight: Sight) -> Array:  # -> int [B, T]
+    """The first key that each query sees."""
+    segments = sight.key_segments
+    begins = np.diff(segments, axis=1, prepend=segments[:, :1] - 1) != 0
+    for row, starts in zip(segments, begins, strict=True):
+        heads = row[starts & (row >= 0)]
+        if len(np.unique(heads)) < len(heads):
+            raise ValueError("a segment's tokens must stand together for the fast operations; use minglm.model.ops")
+    run_start = np.maximum.accumulate(np.where(begins, np.arange(segments.shape[1]), 0), axis=1)
+    return np.where(sight.segments < 0, sight.slots, np.take_along_axis(run_start, sight.slots, axis=1))
+
+
+def _refuse(tap: Tap) -> None:
+    if tap is not no_tap:
+        raise ValueError("the fast operations cannot be tapped inside; use minglm.model.ops to watch every step")
