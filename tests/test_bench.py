@@ -340,6 +340,13 @@ def test_subjects_take_turns_and_everything_is_kept(fake, tmp_path):
     assert (tmp_path / "roof.png").stat().st_size > 5000
 
 
+def test_a_busy_machine_is_told(fake, monkeypatch):
+    monkeypatch.setattr(machine, "load", lambda: 3.0)
+    assert "busy (load 3.0" in compare.compare(settings("decode"), lambda line: None).notes[0]
+    monkeypatch.setattr(machine, "load", lambda: None)
+    assert not any("busy" in note for note in compare.compare(settings("decode"), lambda line: None).notes)
+
+
 def test_who_fails_is_left_out_with_the_reason_and_not_asked_again(fake):
     fake.fails = {("decode", "torch")}
     result = compare.compare(settings("decode"), lambda line: None)
@@ -357,7 +364,7 @@ def test_what_does_not_fit_is_left_out_before_anything_is_written(fake, monkeypa
     monkeypatch.setattr(compare.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
     result = compare.compare(settings("decode"), lambda line: None)
     assert not fake.asked
-    assert "name another place with --folder" in result.notes[0]
+    assert "name another place with --folder" in result.notes[-1]
 
 
 def test_training_m_wants_what_it_needs():

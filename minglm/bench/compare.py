@@ -29,7 +29,7 @@ from minglm.look.tables import table
 
 WORKS = ("decode", "prefill", "train", "growth", "start")
 MINUTES = {"S": 8, "M": 20, "air": 15}  # rough, for three rounds against everybody
-MEMORY = {"decode": 1.5, "growth": 1.5, "prefill": 1.6, "train": 5.2}  # of the weights' size; the rest is LEAST
+MEMORY = {"decode": 1.8, "growth": 1.8, "prefill": 1.9, "train": 5.2}  # of the weights' size; the rest is LEAST
 LEAST = 1.5e9  # bytes that a worker takes besides
 LEFT_OUT = {  # pairs that make no sense, or that no goal asks for
     ("train", "llama.cpp"),
@@ -37,6 +37,7 @@ LEFT_OUT = {  # pairs that make no sense, or that no goal asks for
     ("train", "bandwidth"),
     ("prefill", "bandwidth"),
 }
+BUSY = 0.7  # processes that want a processor while we have not begun
 SAME = 1e-3  # scores in float32 that differ by more, of the largest, are another model's
 
 
@@ -94,7 +95,7 @@ def compare(settings: Settings, show: Callable[[str], None] = print) -> Result:
     minutes = sum(MINUTES.get(shape.name, 1) for shape in settings.shapes) * settings.rounds / 3
     show(f"about {minutes:.0f} minutes with all subjects and works; close what else runs, it falsifies the timings")
     everybody = subjects(settings.against, settings.llama_python)
-    notes = [f"{s.name} left out: {s.missing}" for s in everybody if s.missing]
+    notes = [*_busy(machine.load()), *(f"{s.name} left out: {s.missing}" for s in everybody if s.missing)]
     result = Result(_machine(), [], [], notes)
     for line in (*_machine_lines(result.machine), *notes):
         show(line)
@@ -117,6 +118,13 @@ def _machine() -> dict[str, Any]:
     """Facts, and the limits that everything else is held against."""
     rates = {"bandwidths": machine.bandwidths(machine.matrix_megabytes()), "product_rate": machine.product_rate()}
     return {"time": clock(), **machine.facts(), **rates}
+
+
+def _busy(load: float | None) -> list[str]:
+    """A warning if others compute here: threads that wait for each other lose most, so even ratios are wrong then."""
+    if load is None or load < BUSY:
+        return []
+    return [f"this machine is busy (load {load:.1f} in the last minute): these timings and ratios are worth nothing"]
 
 
 def _machine_lines(found: dict[str, Any]) -> list[str]:

@@ -88,6 +88,11 @@ def _free_memory_of_windows() -> int | None:
     return int(fields[2]) if told else None
 
 
+def load() -> float | None:
+    """How many processes wanted a processor on average in the last minute, where the system tells."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def kernel_cache() -> dict[str, Any]:
     """Folder of compiled kernels (None: nowhere to write), its files and bytes."""
     folder = cache_folder()
