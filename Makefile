@@ -33,8 +33,14 @@ lint: $(VENV)/.dev  ## ruff: lint and format
 types: $(VENV)/.dev  ## mypy
 	$(PY) -m mypy
 
-bench: $(VENV)/.ready  ## time the forward pass, decoding and a training step on this machine
-	$(PY) -m minglm bench
+bench: $(VENV)/.ready  ## minglm on shape S beside what this machine can do; minutes. make bench SHAPE=M or all
+	$(PY) -m minglm bench --shape $(or $(SHAPE),S) --json out/bench.json --plot out/bench.png
+
+bench-all: $(VENV)/.bench  ## every shape, against torch and llama.cpp too (installs them, builds llama.cpp); an hour
+	$(PY) -m minglm bench --shape all --json out/bench.json --plot out/bench.png
+
+doctor: $(VENV)/.ready  ## versions, threads, memory, and what this machine can do
+	$(PY) -m minglm doctor
 
 train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about 25 minutes; two threads)
 	$(PY) -m minglm train glm-nano --save weights/glm-nano
@@ -48,9 +54,10 @@ $(VENV)/.ready: EXTRAS =
 $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.parity: EXTRAS = [dev,parity]
-$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity: pyproject.toml
+$(VENV)/.bench: EXTRAS = [bench]
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity lint types bench train-nano clean
+.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-nano clean

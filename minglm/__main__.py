@@ -2,4 +2,5 @@
 
 from minglm.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # processes that are started from this one read this file, too
+    raise SystemExit(main())

@@ -171,9 +171,28 @@ def _check_new_folder(given: argparse.Namespace) -> None:
 
 
 def _bench(given: argparse.Namespace) -> None:
-    from minglm.bench.simple import bench
+    if given.shape is None:
+        from minglm.bench.simple import bench
 
-    bench(load(given.model), given.runs)
+        bench(load(given.model), given.runs)
+        return
+    from minglm.bench.compare import Settings, compare, write_json, write_plot
+
+    result = compare(
+        Settings.read(
+            given.shape, given.against, given.only, given.rounds, given.llama_python or sys.executable, given.folder
+        )
+    )
+    for path, write in ((given.json, write_json), (given.plot, write_plot)):
+        if path:
+            write(result, path)
+            print(f"saved {path}")
+
+
+def _doctor(given: argparse.Namespace) -> None:
+    from minglm.bench.doctor import doctor
+
+    doctor()
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------
@@ -210,20 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
 
-    _add_makers(commands)
-    return parser
-
-
-def _add_makers(commands: Any) -> None:
-    """The commands that make, measure or change a checkpoint."""
-    train = commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__)
-    train.set_defaults(run=_train)
-    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
-    train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
-    train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
-    train.add_argument("--save", help="where the finished model goes (default RUN/model)")
-    train.add_argument("--steps", type=int, help="another number of steps")
-    _add_engine(train, None, "the recipe's")
+    _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
     evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance (about two minutes)")
     evaluate.add_argument("--items", type=int, default=200, help="items per task (default 200)")
@@ -244,8 +250,33 @@ def _add_makers(commands: Any) -> None:
     new.add_argument("--force", action="store_true", help="write over a model that is there")
     new.add_argument("--seed", type=int, default=0)
 
-    bench = _command(commands, "bench", _bench, "time forward, decoding and a training step")
-    bench.add_argument("--runs", type=int, default=5)
+    _add_bench(_command(commands, "bench", _bench, "time this model, or with --shape compare with others"))
+
+    doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_train(train: argparse.ArgumentParser) -> None:
+    train.set_defaults(run=_train)
+    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
+    train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
+    train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
+    train.add_argument("--save", help="where the finished model goes (default RUN/model)")
+    train.add_argument("--steps", type=int, help="another number of steps")
+    _add_engine(train, None, "the recipe's")
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--runs", type=int, default=5, help="runs of the quick table (default 5)")
+    bench.add_argument("--shape", help="compare on random weights instead: S, M, air, several with commas, or all")
+    bench.add_argument("--against", default="all", help="torch, torch.compile, llama.cpp, all (default) or none")
+    bench.add_argument("--only", default="all", help="decode, prefill, train, growth, start or all (default)")
+    bench.add_argument("--rounds", type=int, default=3, help="turns of each subject (default 3)")
+    bench.add_argument("--llama-python", metavar="PYTHON", help="an interpreter that has llama_cpp (default: this one)")
+    bench.add_argument("--folder", help="where the weights may lie meanwhile; up to 20 GB for air")
+    bench.add_argument("--json", metavar="FILE", help="everything that was measured")
+    bench.add_argument("--plot", metavar="FILE", help="a roofline plot")
 
 
 def _command(

@@ -177,7 +177,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments, says, folder, tm
 def test_help_and_module():
     done = subprocess.run([sys.executable, "-m", "minglm"], capture_output=True, encoding="utf-8")
     assert done.returncode == 0
-    for command in "demo generate chat trace routing train eval inspect convert new bench".split():
+    for command in "demo generate chat trace routing train eval inspect convert new bench doctor".split():
         assert command in done.stdout
 
 

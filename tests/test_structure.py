@@ -122,8 +122,8 @@ def importers(sources, library):
 def test_only_plots_imports_matplotlib_and_only_fast_imports_numba():
     assert set(importers(sources(), "matplotlib")) <= {"minglm.look.plots"}
     assert all(room(m) == "fast" for m in importers(sources(), "numba"))
-    assert not importers(sources(), "torch")
-    assert not importers(sources(), "transformers")
+    for library, where in (("torch", "run_torch"), ("transformers", "run_torch"), ("llama_cpp", "run_llama")):
+        assert importers(sources(), library) == [f"minglm.bench.{where}"]  # to be timed beside ours, never to be used
 
 
 def test_import_minglm_is_light():

@@ -1,0 +1,42 @@
+"""What the machine can do at best, measured with kernels like ours: how fast it reads, and what its processor knows."""
+
+import time
+
+import numpy as np
+from llvmlite import binding
+
+from minglm.fast.kernels import dot
+from minglm.fast.team import parallel, share, team
+
+COLUMNS = 4096
+
+
+@parallel
+def read_rows(rank, threads, words, weight, x, into):
+    """A matrix–vector product: weight [out, in] (float32, or bfloat16 as uint16) · x [1, in]."""
+    start, stop = share(rank, threads, len(weight))
+    for i in range(start, stop):
+        into[i] = dot(weight, i, x, 0)
+
+
+def read_bandwidth(megabytes: float, threads: int, bfloat16: bool = False, runs: int = 5) -> float:
+    """Bytes per second at which a matrix of that size goes through `read_rows`; the best run, after one uncounted.
+
+    The size should be several times the largest cache's.
+    """
+    kind = np.uint16 if bfloat16 else np.float32
+    rows = max(int(megabytes * 1e6) // (COLUMNS * np.dtype(kind).itemsize), threads)
+    weight, x, into = np.ones((rows, COLUMNS), kind), np.ones((1, COLUMNS), np.float32), np.zeros(rows, np.float32)
+    seconds = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        team(threads).run(read_rows, weight, x, into)
+        seconds.append(time.perf_counter() - start)
+    return float(weight.nbytes / min(seconds[1:]))
+
+
+def processor() -> tuple[str, list[str]]:
+    """The compiler's name for this processor, and which features that matter here it has."""
+    features = binding.get_host_cpu_features()
+    matter = ("avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "neon", "bf16", "sve")
+    return binding.get_host_cpu_name(), [name for name in matter if features.get(name)]
