@@ -32,7 +32,7 @@ from numba.core.serialize import dumps
 # with a sum. Nothing that assumes away NaN or infinity: masks use them.
 FLAGS = {"reassoc", "contract"}
 DISABLE_JIT = bool(numba.config.DISABLE_JIT)
-KEPT = 4  # cache folders of other versions that stay when a new one is made
+KEPT = 4  # cache folders of other versions, last used, that stay when a new one is made
 
 
 # A kernel allocates nothing (so it needs no memory manager, and counts no references), and raises nothing (a division
@@ -68,6 +68,7 @@ def cache_folder() -> Path | None:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(OSError):  # another process may be removing them too
                 _remove_old(folder)
+        os.utime(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
