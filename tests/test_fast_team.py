@@ -350,10 +350,9 @@ def test_no_kernel_reads_or_writes_past_the_end_of_an_array(tmp_path):
             for count in (4, 1, 3):
                 decoder.step(np.full((rows, count), config.vocab_size - 1), cache)
     print("done")
-    decoder._state[3].slots  # `cache` of the last decoder, made too small on purpose
     cache = KVCache(config, 1, 8)
     decoder.step(np.zeros((1, 1), np.int64), cache)
-    decoder._tokens.rows[:] = 0
+    # and the check checks: with angles missing, the next step reads past their end
     decoder._state = (*decoder._state[:3], decoder._state[3]._replace(cos=decoder._state[3].cos[:0]), decoder._state[4])
     try:
         decoder.step(np.zeros((1, 1), np.int64), cache)
@@ -361,7 +360,7 @@ def test_no_kernel_reads_or_writes_past_the_end_of_an_array(tmp_path):
         print(error)
     """
     out, _ = python(code, timeout=600, NUMBA_BOUNDSCHECK="1", MINGLM_CACHE=str(tmp_path), MINGLM_THREADS="1")
-    assert out == ["done", "an error in a kernel; NUMBA_DISABLE_JIT=1 shows where"]
+    assert (out[0], out[-1]) == ("done", "an error in a kernel; NUMBA_DISABLE_JIT=1 shows where")
 
 
 def test_the_environments_thread_count_changes_no_token(warm):
