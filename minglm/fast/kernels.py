@@ -68,7 +68,7 @@ def exp(x):
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + ONE
     power = np.int32((np.int32(steps) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return x if x != x else ZERO if x < np.float32(-87.3) else p * power  # x ≠ x: NaN, which nothing may hide
+    return x if x != x else ZERO if x < np.float32(-87.3) else p * power  # NaN stays: as int32 it is anything
 
 
 @inlined
