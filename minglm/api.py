@@ -1,6 +1,5 @@
 """The face of the package: `load`, `new`, and the `Model` they return."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -215,6 +214,7 @@ class Model:
     def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None) -> "Engine":
         from minglm.generate.loop import NumpyEngine
 
+        self._check_cache_memory(1, capacity)
         if name == "numpy":
             return NumpyEngine(self, capacity, _checked_tap(tap, self.config))
         from minglm.fast.engine import FastEngine
@@ -226,7 +226,15 @@ class Model:
         for name, value in (("batch", batch), ("capacity", capacity)):
             if value is not None and not _is_whole(value, 1, 2**31):
                 raise ValueError(f"{name} = {value!r} must be a whole number, 1 or more")
+        self._check_cache_memory(batch, capacity or self.config.max_position_embeddings)
         return KVCache(self.config, batch, capacity, self.compute_dtype)
+
+    def _check_cache_memory(self, batch: int, capacity: int) -> None:
+        from minglm.formats.memory import check_memory
+
+        needed = batch * capacity * self.config.kv_bytes_per_token(np.dtype(self.compute_dtype).itemsize)
+        what = f"the keys and values of {batch} × {capacity:,} tokens take {needed / 1e9:,.1f} GB"
+        check_memory(what, needed, "ask for fewer")
 
     # -- keeping ---------------------------------------------------------------------------------------------
 
@@ -360,6 +368,7 @@ def load(name: str | Path, dtype: Any = "float32") -> Model:
 def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     """A model with fresh weights, initialised as GLM-4.5's were. `config`: a Config or the name of a preset."""
     from minglm.formats.checkpoint import as_dtype
+    from minglm.formats.memory import check_memory, sizes_by_mode
 
     name = "model"
     if not isinstance(config, Config):
@@ -370,23 +379,15 @@ def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     if not _is_whole(seed, 0, 2**63):
         raise ValueError(f"seed = {seed!r} must be a whole number, 0 or more")
     kind = as_dtype(dtype)
-    _check_memory(config, kind.itemsize, name)
-    params = init_params(config, np.random.default_rng(seed), np.float64 if kind == np.float64 else np.float32)
-    return Model(config, params, name=name).astype(kind)
-
-
-def _check_memory(config: Config, bytes_per_number: int, name: str) -> None:
-    """Raises ValueError, before anything is taken, for a model larger than the free memory (where the system tells)."""
-    needed = config.count_parameters().total * max(bytes_per_number, 4)
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    if needed > free:
-        raise ValueError(
-            f"{name} has {config.count_parameters().total:,} parameters: {needed / 1e9:,.1f} GB, of which "
-            f"{free / 1e9:,.1f} GB are free; take a smaller preset, such as glm-nano or micro"
-        )
+    drawn = np.dtype(np.float64 if kind == np.float64 else np.float32)
+    count = config.count_parameters().total
+    check_memory(
+        f"{name} has {count:,} parameters: {sizes_by_mode(count)}",
+        count * (drawn.itemsize if kind == drawn else drawn.itemsize + kind.itemsize),
+        "take a smaller preset, such as glm-nano or micro",
+    )
+    model = Model(config, init_params(config, np.random.default_rng(seed), drawn), name=name)
+    return model if kind == drawn else model.astype(kind)
 
 
 def find(name: str | Path) -> Path:

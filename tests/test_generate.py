@@ -12,6 +12,7 @@ from tests.variants import random_params
 
 MICRO = PRESETS["micro"].replace(eos_token_id=())
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+ENGINES = ["numpy", "fast"]
 
 
 def model_of(config: Config = MICRO, seed: int = 0, dtype: type = np.float32, tokenizer: object = None) -> Model:
@@ -62,15 +63,16 @@ class FakeTokenizer:
 # -- the cache changes nothing -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("engine", "dtype", "margin"), [("numpy", np.float64, 1e-9), ("fast", np.float32, 1e-4)])
 @pytest.mark.parametrize("seed", range(3))
-def test_greedy_is_the_argmax_of_whole_forwards(seed: int) -> None:
-    model = model_of(seed=seed, dtype=np.float64)
-    result = model.generate(PROMPT, 12)
+def test_greedy_is_the_argmax_of_whole_forwards(seed: int, engine: str, dtype: type, margin: float) -> None:
+    model = model_of(seed=seed, dtype=dtype)
+    result = model.generate(PROMPT, 12, engine=engine)
     ids = list(PROMPT)
     for got in result.ids:
         logits = model.forward([ids]).logits[0, -1]
         top = np.sort(logits)[-2:]
-        assert top[1] - top[0] > 1e-9  # no near-tie that would let either pass
+        assert top[1] - top[0] > margin  # no near-tie that would let either pass
         assert got == np.argmax(logits)
         ids.append(got)
     assert len(set(result.ids)) > 3  # not one token again and again
@@ -95,20 +97,45 @@ def test_any_split_between_prefill_and_decode(dtype: type, bound: float, seed: i
         assert cache.length.tolist() == [9, 9]
 
 
-def test_every_step_has_the_logits_of_a_whole_forward() -> None:
-    model = model_of(dtype=np.float64)
+@pytest.mark.parametrize(("engine", "dtype", "bound"), [("numpy", np.float64, 1e-12), ("fast", np.float32, 1e-5)])
+def test_every_step_has_the_logits_of_a_whole_forward(engine: str, dtype: type, bound: float) -> None:
+    model = model_of(dtype=dtype)
     ids = list(PROMPT)
-    for step in model.steps(PROMPT, 8, temperature=1.5, seed=3):
+    for step in model.steps(PROMPT, 8, temperature=1.5, seed=3, engine=engine):
         wanted = model.forward([ids]).logits[0, -1]
-        np.testing.assert_allclose(step.logits, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+        np.testing.assert_allclose(step.logits, wanted, rtol=0, atol=bound * np.abs(wanted).max())
         assert step.seconds > 0
         ids.append(step.id)
 
 
-def test_bfloat16_weights_generate_what_their_float32_copies_do(model: Model) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bfloat16_weights_generate_what_their_float32_copies_do(model: Model, engine: str) -> None:
     narrow = model.astype("bfloat16")
     wide = narrow.astype("float32")
-    assert narrow.generate(PROMPT, 10).ids == wide.generate(PROMPT, 10).ids
+    assert narrow.generate(PROMPT, 10, engine=engine).ids == wide.generate(PROMPT, 10, engine=engine).ids
+
+
+def test_both_engines_take_the_same_tokens(model: Model) -> None:
+    for options in ({}, {"temperature": 1.0, "seed": 4}, {"temperature": 2.0, "top_k": 9, "seed": 7}):
+        book, fast = (model.generate(PROMPT, 30, engine=engine, **options) for engine in ENGINES)
+        assert book.ids == fast.ids
+        assert book.stats.engine == "NumPy engine"
+        assert fast.stats.engine.startswith("fast engine, ")
+    assert model.generate(PROMPT, 3).stats.engine == fast.stats.engine  # what runs by default
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_weights_that_the_fast_engine_does_not_read_are_refused_and_not_taken_elsewhere(dtype: str) -> None:
+    model = model_of().astype(dtype)
+    with pytest.raises(ValueError, match=f"fast engine reads float32 and bfloat16 weights, these are {dtype}; use eng"):
+        model.generate(PROMPT, 3)
+    assert len(model.generate(PROMPT, 3, engine="numpy").ids) == 3
+
+
+def test_a_tap_and_the_fast_engine_exclude_each_other(model: Model) -> None:
+    for options in ({}, {"engine": "fast"}):
+        with pytest.raises(ValueError, match="fast engine's steps cannot be tapped; take engine='numpy'"):
+            model.generate(PROMPT, 3, tap=refuse, **options)
 
 
 # -- seeds -------------------------------------------------------------------------------------------------------
@@ -218,11 +245,12 @@ def test_rows_beyond_the_tokenizer_are_never_generated() -> None:
 def test_masking_leaves_what_the_tap_saw_alone() -> None:
     model = model_of(tokenizer=FakeTokenizer())
     kept = []
-    model.generate(PROMPT, 2, tap=lambda name, array: kept.append(array) if name == "logits" else None)
+    model.generate(PROMPT, 2, engine="numpy", tap=lambda n, array: kept.append(array) if n == "logits" else None)
     assert all(np.isfinite(array).all() for array in kept)
     frozen = np.zeros((1, 1, 61), np.float32)
     frozen.flags.writeable = False
-    assert model.generate(PROMPT, 2, tap=lambda name, array: frozen if name == "logits" else None).ids == [0, 0]
+    result = model.generate(PROMPT, 2, engine="numpy", tap=lambda name, array: frozen if name == "logits" else None)
+    assert result.ids == [0, 0]
     assert not frozen.any()
 
 
@@ -231,8 +259,10 @@ def test_masking_leaves_what_the_tap_saw_alone() -> None:
 
 def test_a_tap_sees_every_step(model: Model) -> None:
     seen: dict[str, list[tuple]] = {}
-    result = model.generate(PROMPT, 4, tap=lambda name, array: seen.setdefault(name, []).append(array.shape))
-    assert result.ids == model.generate(PROMPT, 4).ids
+    result = model.generate(
+        PROMPT, 4, engine="numpy", tap=lambda name, array: seen.setdefault(name, []).append(array.shape)
+    )
+    assert result.ids == model.generate(PROMPT, 4, engine="numpy").ids
     assert seen["embed_tokens"] == [(1, 8, 20), (1, 1, 20), (1, 1, 20), (1, 1, 20)]
     assert seen["logits"] == [(1, 1, 61)] * 4
     assert seen["layers.2.self_attn.probs"] == [(1, 6, 8, 8), (1, 6, 1, 9), (1, 6, 1, 10), (1, 6, 1, 11)]
@@ -243,9 +273,11 @@ def test_a_tap_can_change_what_is_generated(model: Model) -> None:
     def force(name: str, array: np.ndarray) -> np.ndarray | None:
         return np.eye(61)[[[42]]] if name == "logits" else None
 
-    assert model.generate(PROMPT, 3, tap=force).ids == [42, 42, 42]
-    silent = model.generate(PROMPT, 8, tap=lambda n, a: a * 0 if n == "layers.1.mlp.routed" else None).ids
-    assert silent != model.generate(PROMPT, 8).ids
+    assert model.generate(PROMPT, 3, engine="numpy", tap=force).ids == [42, 42, 42]
+    silent = model.generate(
+        PROMPT, 8, engine="numpy", tap=lambda n, a: a * 0 if n == "layers.1.mlp.routed" else None
+    ).ids
+    assert silent != model.generate(PROMPT, 8, engine="numpy").ids
 
 
 # -- bad requests ------------------------------------------------------------------------------------------------
@@ -276,7 +308,7 @@ def refuse(name: str, array: np.ndarray) -> None:
         (PROMPT, 0, {}, r"max_new_tokens = 0 must be a whole number, 1 or more"),
         (PROMPT, -3, {}, r"max_new_tokens = -3 must be"),
         (PROMPT, 2.5, {}, r"max_new_tokens = 2.5 must be a whole number"),
-        (PROMPT, 5, {"engine": "fast"}, r"engine = 'fast' is not there; this version has 'numpy'"),
+        (PROMPT, 5, {"engine": "torch"}, r"engine = 'torch' is not there; take 'fast' or 'numpy'"),
         (PROMPT, 5, {"draft": 2}, r"draft = 2: speculative decoding is not in this version; use 0"),
         (PROMPT, 5, {"temperature": -1.0}, r"temperature = -1.0 must be"),
         (PROMPT, 5, {"top_k": -1}, r"top_k = -1 must be"),
@@ -286,14 +318,16 @@ def refuse(name: str, array: np.ndarray) -> None:
 )
 def test_a_bad_request_fails_before_any_work(prompt, count, options: dict, message: str) -> None:
     model = model_of(tokenizer=FakeTokenizer())
-    with pytest.raises(ValueError, match=message):
-        model.generate(prompt, count, tap=refuse, **options)
-    with pytest.raises(ValueError, match=message):
-        model.steps(prompt, count, tap=refuse, **options)  # at once, not at the first token
-    with pytest.raises(ValueError, match=message):
-        next(model.stream(prompt, count, tap=refuse, **options))
+    for how in ({"engine": "numpy", "tap": refuse}, {"engine": "fast"}):
+        given = {**how, **options}
+        with pytest.raises(ValueError, match=message):
+            model.generate(prompt, count, **given)
+        with pytest.raises(ValueError, match=message):
+            model.steps(prompt, count, **given)  # at once, not at the first token
+        with pytest.raises(ValueError, match=message):
+            next(model.stream(prompt, count, **given))
     with pytest.raises(AssertionError, match="the model ran"):
-        model.generate(PROMPT, 1, tap=refuse)
+        model.generate(PROMPT, 1, engine="numpy", tap=refuse)
 
 
 def test_text_needs_a_tokenizer(model: Model) -> None:
@@ -303,11 +337,12 @@ def test_text_needs_a_tokenizer(model: Model) -> None:
         next(model.stream([1]))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nan_stops_with_an_error(temperature: float) -> None:
+def test_nan_stops_with_an_error(temperature: float, engine: str) -> None:
     params = map_arrays(lambda n, a: a * np.float32(np.nan) if n == "model.norm.weight" else a, random_params())
     with pytest.raises(ValueError, match="new token 1 cannot be chosen: the logits are NaN or infinite"):
-        Model(MICRO, params).generate(PROMPT, 3, temperature=temperature)
+        Model(MICRO, params).generate(PROMPT, 3, temperature=temperature, engine=engine)
 
 
 def test_running_changes_nothing_in_the_model(model: Model) -> None:
@@ -330,12 +365,13 @@ def test_stream_checks_before_the_first_piece_is_asked_for():
         model.stream([1, 2, 3], MICRO.max_position_embeddings)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("seed", range(4))
-def test_float32_takes_the_same_tokens_wherever_the_choice_is_clear(seed):
+def test_float32_takes_the_same_tokens_wherever_the_choice_is_clear(seed, engine):
     """With a cache and without, float32: a first difference would have to be a near-tie, of logits or of routing."""
     model = Model(MICRO, random_params(MICRO, seed))
     ids = [1, 2, 3]
-    for step in model.steps(ids, 20):
+    for step in model.steps(ids, 20, engine=engine):
         whole = model.forward([ids]).logits[0, -1]
         trace = model.trace(ids, keep="logits")
         margins = [np.diff(np.sort(whole)[-2:])[0], trace.routing.margins.min()]

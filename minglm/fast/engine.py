@@ -11,9 +11,10 @@ from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
 from minglm.fast.kernels import NOT_PICKED
 from minglm.fast.ops import FastOps
 from minglm.fast.team import team, thread_count
+from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
 from minglm.model.ops import Array
-from minglm.model.params import Layer, Moe, Params, expert
+from minglm.model.params import Layer, Moe, Params, expert, shapes, walk_stacked
 from minglm.model.rope import rotation
 from minglm.model.transformer import head_weight, transformer
 
@@ -53,57 +54,70 @@ class AddressBook:
             raise ValueError(
                 f"the fast engine reads float32 and bfloat16 weights, these are {stored.name}; use engine='numpy'"
             )
+        found, wanted = ({name for name, _ in walk_stacked(p._replace(mtp=()))} for p in (params, shapes(config)))
+        if found != wanted:
+            raise ValueError(f"weights and config are of different models: {', '.join(sorted(found ^ wanted)[:4])}")
         self._stored = stored
         self._kept: list[Array] = []
         self._no_bias = np.zeros(config.num_attention_heads * config.head_dim, np.float32)
         self._config = config
-        L, E = config.num_hidden_layers, config.n_routed_experts
+        L, E, D, V = config.num_hidden_layers, config.n_routed_experts, config.hidden_size, config.vocab_size
         self.layers = np.zeros((L, decode.COLUMNS), np.int64)
         self.experts = np.zeros((L, E, 3), np.int64)
         for i, layer in enumerate(params.layers):
             self._enter(i, layer)
         ends = params.embed_tokens.weight, params.norm.weight, head_weight(params)
-        self.ends = np.array([self.matrix(ends[0]), self.vector(ends[1]), self.matrix(ends[2])])
+        self.ends = np.array([self.matrix(ends[0], V, D), self.vector(ends[1], D), self.matrix(ends[2], V, D)])
 
     def weights(self) -> Weights:
         kind = np.zeros(0, np.float32 if self._stored == np.float32 else np.uint16)
         return Weights(self.layers, self.experts, self.ends, kind)
 
     def _enter(self, i: int, layer: Layer) -> None:
-        attention, mlp, row = layer.self_attn, layer.mlp, self.layers[i]
-        row[decode.INPUT_NORM] = self.vector(layer.input_layernorm.weight)
-        for weight, bias, projection in (
-            (decode.Q, decode.Q_BIAS, attention.q_proj),
-            (decode.K, decode.K_BIAS, attention.k_proj),
-            (decode.V, decode.V_BIAS, attention.v_proj),
+        attention, mlp, row, c = layer.self_attn, layer.mlp, self.layers[i], self._config
+        D, d, q_size, kv_size = c.hidden_size, c.head_dim, self._no_bias.size, c.num_key_value_heads * c.head_dim
+        row[decode.INPUT_NORM] = self.vector(layer.input_layernorm.weight, D)
+        for weight, bias, projection, size in (
+            (decode.Q, decode.Q_BIAS, attention.q_proj, q_size),
+            (decode.K, decode.K_BIAS, attention.k_proj, kv_size),
+            (decode.V, decode.V_BIAS, attention.v_proj, kv_size),
         ):
-            row[weight] = self.matrix(projection.weight)
-            row[bias] = self.vector(self._no_bias if projection.bias is None else projection.bias)
-        row[decode.O] = self.matrix(attention.o_proj.weight)
+            row[weight] = self.matrix(projection.weight, size, D)
+            row[bias] = self.vector(self._no_bias[:size] if projection.bias is None else projection.bias, size)
+        row[decode.O] = self.matrix(attention.o_proj.weight, D, q_size)
         if attention.q_norm is not None and attention.k_norm is not None:
-            row[decode.Q_NORM] = self.vector(attention.q_norm.weight)
-            row[decode.K_NORM] = self.vector(attention.k_norm.weight)
-        row[decode.POST_NORM] = self.vector(layer.post_attention_layernorm.weight)
+            row[decode.Q_NORM] = self.vector(attention.q_norm.weight, d)
+            row[decode.K_NORM] = self.vector(attention.k_norm.weight, d)
+        row[decode.POST_NORM] = self.vector(layer.post_attention_layernorm.weight, D)
+        F, columns = c.intermediate_size, [decode.GATE, decode.UP, decode.DOWN]
         if isinstance(mlp, Moe):
-            row[decode.ROUTER] = self.matrix(mlp.gate.weight)
-            row[decode.ROUTER_BIAS] = self.vector(mlp.gate.e_score_correction_bias)
-            for e in range(self._config.n_routed_experts):
-                self.experts[i, e] = [self.matrix(part) for part in expert(mlp.experts, e)]
+            row[decode.ROUTER] = self.matrix(mlp.gate.weight, c.n_routed_experts, D)
+            row[decode.ROUTER_BIAS] = self.vector(mlp.gate.e_score_correction_bias, c.n_routed_experts)
+            for e in range(c.n_routed_experts):
+                self.experts[i, e] = self._mlp(expert(mlp.experts, e), c.moe_intermediate_size)
+            F = c.shared_intermediate_size
         shared = mlp.shared_experts if isinstance(mlp, Moe) else mlp
         if shared is not None:
-            for column, part in zip((decode.GATE, decode.UP, decode.DOWN), shared, strict=True):
-                row[column] = self.matrix(part.weight)
+            row[columns] = self._mlp([part.weight for part in shared], F)
 
-    def matrix(self, array: Array) -> int:
-        if array.dtype != self._stored or not array.flags.c_contiguous:
+    def _mlp(self, parts: Sequence[Array], F: int) -> list[int]:
+        gate, up, down = parts
+        D = self._config.hidden_size
+        return [self.matrix(gate, F, D), self.matrix(up, F, D), self.matrix(down, D, F)]
+
+    def matrix(self, array: Array, *shape: int) -> int:
+        if array.dtype != self._stored or array.shape != shape or not array.flags.c_contiguous:
             raise ValueError(
-                f"the fast engine wants contiguous {self._stored.name} weights, got {array.dtype.name} of shape "
-                f"{list(array.shape)} with strides {array.strides}; use np.ascontiguousarray, or engine='numpy'"
+                f"the fast engine wants contiguous {self._stored.name} weights of shape {list(shape)} here, got "
+                f"{array.dtype.name} of shape {list(array.shape)} with strides {array.strides}; "
+                "use np.ascontiguousarray, or engine='numpy'"
             )
         self._kept.append(array)
         return array.ctypes.data
 
-    def vector(self, array: Array) -> int:
+    def vector(self, array: Array, size: int) -> int:
+        if array.shape != (size,):
+            raise ValueError(f"a norm weight or bias has shape {list(array.shape)}, the config asks for [{size}]")
         self._kept.append(np.ascontiguousarray(array, np.float32))
         return self._kept[-1].ctypes.data
 
@@ -131,7 +145,7 @@ class FastEngine:
             ids = ids[-1:]
         for start in range(0, len(ids), PIECE):
             piece = np.array([ids[start : start + PIECE]], np.int64)
-            logits = self._decoder.step(piece, self._cache, last_only=True)
+            logits = self._decoder.step(piece, self._cache, np.zeros_like(piece), last_only=True)
         return logits[0, -1]
 
 
@@ -153,14 +167,19 @@ class Decoder:
         self, ids: Array, cache: KVCache, segments: Array | None = None, last_only: bool = False
     ) -> Array:  # [B, T] -> [B, T, V]
         """Logits of these tokens, which continue the rows of the cache; `last_only` leaves out all but each row's
-        last. The array is used again by the next step."""
+        last. The array is used again by the next step. Who calls has checked the ids.
+
+        `segments` as in `make_layout`. Raises ValueError, and changes nothing, if the cache does not fit.
+        """
         B, T = ids.shape
         with self._team.lock:
             if cache is not self._cache:
                 self._use(cache)
+            if cache.batch != B or B * T > self._rows:
+                raise ValueError(f"{B} × {T} tokens, for a cache of {cache.batch} rows and {self._rows} tokens a step")
             slots = cache.slots(T)
             if segments is None:
-                segments = np.zeros((B, T), np.int64)
+                segments = np.repeat(last_segment(cache, B)[:, None], T, axis=1)
             tokens = self._tokens
             tokens.N[0] = N = B * T
             tokens.ids[:N] = ids.reshape(-1)
@@ -176,11 +195,17 @@ class Decoder:
 
     def _use(self, cache: KVCache) -> None:
         c, rows, threads = self.config, self._rows, self._team.threads
+        wanted = (c.num_hidden_layers, cache.batch, cache.capacity, c.num_key_value_heads, c.head_dim)
+        if cache.k.shape != wanted or cache.k.dtype != np.float32:
+            raise ValueError(
+                f"the fast engine wants a float32 cache of shape {list(wanted)} for this model, "
+                f"got {cache.k.dtype.name} {list(cache.k.shape)}"
+            )
         cos, sin = rotation(np.arange(cache.capacity)[None], c, np.float32)
-        self._cache = cache
         self._room = _room(c, rows, threads, cache.capacity)
         arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
         self._state: Any = (self._sizes, self._weights, self._tokens, arrays, self._room)
+        self._cache = cache
 
 
 def _room(c: Config, N: int, threads: int, capacity: int) -> Room:

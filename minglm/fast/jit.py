@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -31,7 +32,7 @@ from numba.core.serialize import dumps
 # with a sum. Nothing that assumes away NaN or infinity: masks use them.
 FLAGS = {"reassoc", "contract"}
 DISABLE_JIT = bool(numba.config.DISABLE_JIT)
-KEPT = 4  # cache folders of other versions that stay when a new one is made
+KEPT = 4  # cache folders of other versions, last used, that stay when a new one is made
 
 
 # A kernel allocates nothing (so it needs no memory manager, and counts no references), and raises nothing (a division
@@ -65,11 +66,13 @@ def cache_folder() -> Path | None:
         folder = _user_cache() / f"kernels-{_version()}"
         if not folder.is_dir():
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_old(folder)
+            with suppress(OSError):  # another process may be removing them too
+                _remove_old(folder)
+        os.utime(folder)
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
-        _notice(f"no folder to keep compiled kernels in ({error}); every process compiles anew, which takes seconds. ")
+        _notice("no folder to keep compiled kernels in", "every process compiles anew, which takes seconds", error)
         return None
 
 
@@ -86,7 +89,11 @@ def _user_cache() -> Path:
 def _version() -> str:
     """A hash of every kernel's source and of what compiles it. The processor's name is in each entry's own hash."""
     sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    versions = f"{numba.__version__} {platform.python_version()} {platform.machine()} {numba.config.BOUNDSCHECK}"
+    c = numba.config
+    versions = (
+        f"{numba.__version__} {llvmlite.__version__} {platform.python_version()} {platform.machine()} "
+        f"{c.BOUNDSCHECK} {c.OPT} {c.LOOP_VECTORIZE} {c.SLP_VECTORIZE} {c.DEBUGINFO_DEFAULT}"
+    )
     return hashlib.sha256(b"".join([*sources, versions.encode()])).hexdigest()[:16]
 
 
@@ -120,7 +127,7 @@ class _Cache:
                 raise ValueError("its checksum does not fit")
             return CompileResult._rebuild(target, *pickle.loads(code))
         except Exception as error:  # a damaged pickle raises anything
-            _notice(f"{path.name}: a damaged file in the cache of compiled kernels ({error}), compiled anew. ")
+            _notice("damaged files in the cache of compiled kernels", "compiled anew", error, path)
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -133,7 +140,7 @@ class _Cache:
                 file.write(hashlib.sha256(code).digest() + code)
             os.replace(temporary, path)
         except OSError as error:
-            _notice(f"cannot keep a compiled kernel ({error}); the next process compiles it again. ")
+            _notice("cannot keep compiled kernels", "the next process compiles them again", error)
             if temporary is not None:
                 with suppress(OSError):
                     temporary.unlink()
@@ -149,6 +156,13 @@ class _Cache:
     def flush(self) -> None: ...
 
 
-@functools.cache
-def _notice(text: str) -> None:
-    warnings.warn(text + "MINGLM_CACHE=folder names a place for them", RuntimeWarning, stacklevel=3)
+_noticed: set[str] = set()
+
+
+def _notice(what: str, so: str, error: Exception, path: Path | None = None) -> None:
+    """Say it once per process, however many kernels it befalls."""
+    if what not in _noticed:
+        _noticed.add(what)
+        where = f"{path}: " if path else ""
+        text = f"{what} ({where}{error}); {so}. MINGLM_CACHE=folder names a place for them"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)

@@ -52,7 +52,8 @@ def turn(x, m, cos, sin, position):
 @inlined
 def exp(x):
     """eˣ in float32 by range reduction and a polynomial, to 2 units in the last place; unlike the library's function
-    the compiler can put it into vector registers. 0 below −87 (where results would be denormal), ∞ above 88.7.
+    the compiler can put it into vector registers. 0 below −87.3 (where results come near the smallest normal float32),
+    ∞ above 88.37 (near the largest).
 
     Coefficients: Cephes `expf`.
     """
@@ -67,7 +68,7 @@ def exp(x):
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + ONE
     power = np.int32((np.int32(steps) + np.int32(127)) << np.int32(23)).view(np.float32)
-    return ZERO if x < np.float32(-87.3) else p * power
+    return x if x != x else ZERO if x < np.float32(-87.3) else p * power  # NaN stays: as int32 it is anything
 
 
 @inlined
@@ -96,9 +97,11 @@ def attend_head(q, n, head, k, v, layer, b, group, seen, segments, segment, scor
     """
     d = q.shape[2]
     scale = np.float32(d) ** np.float32(-0.5)
-    own = seen - 1
+    own, first = seen - 1, 0
+    while first < own and (segment < 0 or segments[b, first] != segment):
+        first += 1  # what comes before its document leaves no trace in a row's bits
     highest = NOTHING
-    for s in range(seen):
+    for s in range(first, seen):
         product = ZERO
         for i in range(d):
             product += q[n, head, i] * k[layer, b, s, group, i]
@@ -107,13 +110,13 @@ def attend_head(q, n, head, k, v, layer, b, group, seen, segments, segment, scor
         scores[rank, s] = score
         highest = max(highest, score)
     total = ZERO
-    for s in range(seen):
+    for s in range(first, seen):
         weight = exp(scores[rank, s] - highest)
         scores[rank, s] = weight
         total += weight
     for i in range(d):
         into[n, head * d + i] = ZERO
-    for s in range(seen):
+    for s in range(first, seen):
         weight = scores[rank, s] / total
         for i in range(d):
             into[n, head * d + i] += weight * v[layer, b, s, group, i]
@@ -156,7 +159,7 @@ def choose(scores, n, bias, groups, open_groups, K, normalise, factor, rank, bia
 def _close_groups(biased, rank, groups, size, open_groups):
     """Experts outside the `open_groups` best groups fall to −∞. A group is judged by the sum of its two best."""
     for _ in range(groups - open_groups):
-        worst, least = -1, ZERO
+        worst, least, still_open = -1, ZERO, 0
         for g in range(groups):
             first, second = NOTHING, NOTHING
             for e in range(g * size, (g + 1) * size):
@@ -164,7 +167,9 @@ def _close_groups(biased, rank, groups, size, open_groups):
                     first, second = biased[rank, e], first
                 elif biased[rank, e] > second:
                     second = biased[rank, e]
+            still_open += first > NOTHING
             if first > NOTHING and (worst < 0 or first + second <= least):  # at a tie the later group falls
                 worst, least = g, first + second
-        for e in range(worst * size, (worst + 1) * size):
-            biased[rank, e] = NOTHING
+        if still_open > open_groups:  # fewer where the bias itself has closed some
+            for e in range(worst * size, (worst + 1) * size):
+                biased[rank, e] = NOTHING

@@ -104,7 +104,8 @@ def give_way() -> None:
 @intrinsic
 def publish(typing, words, at, kernel, arguments):
     """Make kernel(rank, threads, *arguments) callable for other threads: words[at] gets the address of a function
-    that does it, words[at + 1] that of the arguments, which are there until the caller returns."""
+    that does it, words[at + 1] that of the arguments, which are there until the caller returns. The first argument is
+    `words` too: should the kernel raise an error, words[1] gets 1."""
     typing.resolve_function_type(kernel, (types.int64, types.int64, *arguments.types), {})
     compiled = kernel.dispatcher.overloads[(types.int64, types.int64, *arguments.types)]
 
@@ -119,9 +120,12 @@ def publish(typing, words, at, kernel, arguments):
         each = cgutils.unpack_tuple(inside, inside.load(inside.inttoptr(address, packed.as_pointer()), typ=packed))
         callee = context.declare_function(builder.module, compiled.fndesc)
         context.active_code_library.add_linking_library(compiled.library)
-        context.call_conv.call_function(
+        status, _ = context.call_conv.call_function(
             inside, callee, compiled.fndesc.restype, compiled.fndesc.argtypes, [rank, threads, *each]
         )
+        with inside.if_then(status.is_error):
+            shared = context.make_array(arguments.types[0])(context, inside, each[0])
+            inside.store(ir.Constant(_WORD, 1), inside.gep(shared.data, [ir.Constant(_WORD, 1)]))
         inside.ret_void()
         place = cgutils.alloca_once_value(builder, values[3])
         array = context.make_array(signature.args[0])(context, builder, values[0])
@@ -182,14 +186,14 @@ def _matrix(typing, address, rows, columns, like):
 @compiled_as(_vector)
 def vector(address: int, n: int) -> np.ndarray:
     """The float32 [n] at an address. Whoever gives addresses to a kernel keeps their arrays alive."""
-    return np.ctypeslib.as_array((ctypes.c_float * n).from_address(address))
+    return np.ctypeslib.as_array((ctypes.c_float * int(n)).from_address(int(address)))
 
 
 @compiled_as(_matrix)
 def matrix(address: int, rows: int, columns: int, like: np.ndarray) -> np.ndarray:
     """The contiguous [rows, columns] at an address, of the dtype of `like`: float32, or uint16 for bfloat16."""
     kind: Any = ctypes.c_uint16 if like.dtype == np.uint16 else ctypes.c_float
-    return np.ctypeslib.as_array((kind * (rows * columns)).from_address(address)).reshape(rows, columns)
+    return np.ctypeslib.as_array((kind * int(rows * columns)).from_address(int(address))).reshape(rows, columns)
 
 
 # -- bfloat16 ----------------------------------------------------------------------------------------------------

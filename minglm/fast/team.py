@@ -37,15 +37,16 @@ def cores() -> int:
 
 def thread_count(asked: int | None, config: Config) -> int:
     """How many threads to use: `asked`, else MINGLM_THREADS, else one for every 4 MB that a token reads, at most one
-    per core: below that, waiting for each other takes longer than the reading. Raises ValueError outside 1 … cores."""
+    per core: below that, waiting for each other takes longer than the reading. Without the JIT it is one.
+    Raises ValueError outside 1 … cores."""
     if asked is None and not (given := os.environ.get("MINGLM_THREADS")):
-        return min(cores(), 1 + config.count_parameters().active * 4 // 4_000_000)
+        return 1 if DISABLE_JIT else min(cores(), 1 + config.count_parameters().active * 4 // 4_000_000)
     name, value = ("threads", asked) if asked is not None else ("MINGLM_THREADS", given)
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= cores():
         raise ValueError(f"{name} = {value!r} must be a whole number between 1 and {cores()}, the cores there are")
-    return int(value)
+    return 1 if DISABLE_JIT else int(value)
 
 
 # -- inside kernels ----------------------------------------------------------------------------------------------
@@ -53,6 +54,7 @@ def thread_count(asked: int | None, config: Config) -> int:
 
 ARRIVED, PHASE, TASK, FUNCTION, NEXT = 0, 8, 16, 24, 32  # at FUNCTION + 1: its arguments
 STAGES = 4  # of one task may hand out pieces by `take`
+FAILED = 1  # 1 when a rank raised an error
 CLOSED = -1  # in TASK: nobody is waiting any more
 PATIENCE = 200_000  # looks for a task before a worker goes home, about a millisecond
 STUBBORN = 500  # looks in a row before it gives way to other threads
@@ -128,7 +130,8 @@ def parallel(body: Callable[..., None]) -> Any:
         barrier(words, threads)
         return True
 
-    launch.__qualname__ = launch.__name__ = f"launch_{body.__name__}"
+    launch.__name__ = f"launch_{body.__name__}"
+    launch.__qualname__ = f"launch.{body.__module__}.{body.__qualname__}"  # two of one name share no compiled code
     return kernel(launch) if not DISABLE_JIT else body
 
 
@@ -148,9 +151,11 @@ class Team:
         self.lock = threading.RLock()
         self.words = np.zeros(NEXT + 8 * STAGES, np.int64)
         self.words[TASK] = CLOSED
-        self._go = [_closed_lock() for _ in range(self.threads - 1)]
-        self._home = [threading.Lock() for _ in range(self.threads - 1)]
-        self._started = False
+        self._call, self._gathered, self._leading = _closed_lock(), _closed_lock(), threading.Lock()
+        self._go = [_closed_lock() for _ in range(2, self.threads)]
+        self._home = [threading.Lock() for _ in range(2, self.threads)]
+        self._started = 2
+        self._trouble: RuntimeError | None = None
         self._lost_threads = False
 
     def run(self, task: Any, *arguments: Any) -> None:
@@ -163,6 +168,9 @@ class Team:
                 return
             while not task(self.words, threads, *arguments):
                 self._gather()
+            if self.words[FAILED]:  # only with NUMBA_BOUNDSCHECK=1
+                self.words[FAILED] = 0
+                raise RuntimeError("an error in a kernel; NUMBA_DISABLE_JIT=1 shows where")
 
     def ranks(self) -> int:
         """How many compute: all, or the caller alone in a forked child, where threads do not survive. Says so once."""
@@ -172,19 +180,42 @@ class Team:
         return self.threads
 
     def _gather(self) -> None:
-        """Wake the workers, once all have gone home."""
-        if not self._started:
-            for rank in range(1, self.threads):
-                threading.Thread(target=self._serve, args=(rank,), name=f"minglm-{rank}", daemon=True).start()
-            self._started = True
-        for home in self._home:
-            home.acquire()
-        self.words[TASK] = 0
-        for go in self._go:
-            go.release()
+        """Have the workers woken. Rank 1 wakes the others: Ctrl-C, which comes to the main thread only, must not leave
+        some of them awake, waiting for the rest for ever."""
+        if not self._leading.locked():
+            threading.Thread(target=self._lead, name="minglm-1", daemon=True).start()
+        if self._call.locked():
+            self._call.release()
+        self._gathered.acquire()
+        if self._trouble is not None:
+            raise self._trouble
+
+    def _lead(self) -> None:
+        if not self._leading.acquire(blocking=False):
+            return  # a second one, because Ctrl-C came when the first was just starting
+        while True:
+            self._call.acquire()
+            try:
+                self._trouble = None
+                while self._started < self.threads:
+                    name, rank = f"minglm-{self._started}", self._started
+                    threading.Thread(target=self._serve, args=(rank,), name=name, daemon=True).start()
+                    self._started += 1
+            except RuntimeError as error:  # the system gives no more threads
+                self._trouble = error
+            else:
+                for home in self._home:
+                    home.acquire()
+                self.words[TASK] = 0
+                for go in self._go:
+                    go.release()
+            if self._gathered.locked():
+                self._gathered.release()
+            if self._trouble is None:
+                serve(1, self.threads, self.words)
 
     def _serve(self, rank: int) -> None:
-        go, home = self._go[rank - 1], self._home[rank - 1]
+        go, home = self._go[rank - 2], self._home[rank - 2]
         while True:
             go.acquire()
             serve(rank, self.threads, self.words)

@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from minglm.config import Config
+from minglm.formats.memory import check_memory, sizes_by_mode
 from minglm.model.ops import Array
-from minglm.model.params import Params, build, shapes, walk
+from minglm.model.params import Params, build, shapes, walk, walk_stacked
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -79,6 +80,12 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
         config, own_ends = _mtp_layout(config, found.keys(), folder)
         _check_count(config, len(found), folder)
         _check(found, {n: a.shape for n, a in walk(shapes(config, own_ends))}, folder)
+        count = sum(array.size for _, array in walk_stacked(shapes(config, own_ends)))
+        check_memory(
+            f"{folder}: {count:,} parameters: {sizes_by_mode(count)}",
+            count * wanted_dtype.itemsize,
+            "take a smaller model" if wanted_dtype.itemsize == 2 else "load with dtype='bfloat16', or a smaller model",
+        )
         not_finite: list[str] = []
 
         def read(name: str, shape: tuple[int, ...]) -> Array:

@@ -49,7 +49,7 @@ def make_layout(
         slots = cache.slots(count)
         known = cache.segments[:, : int(cache.length.max())]
     if segments is None:
-        segments = np.broadcast_to(_last_segment(cache, batch)[:, None], (batch, count))
+        segments = np.broadcast_to(last_segment(cache, batch)[:, None], (batch, count))
 
     key_segments = np.full((batch, int(slots.max()) + 1), -1, np.int64)
     key_segments[:, : known.shape[1]] = known
@@ -73,7 +73,7 @@ def _place_in_segment(segments: Array) -> Array:  # [B, S] -> [B, S]
     return places
 
 
-def _last_segment(cache: KVCache | None, batch: int) -> Array:  # -> [B]
+def last_segment(cache: KVCache | None, batch: int) -> Array:  # -> [B]
     """The segment of each row's last token that is not padding; 0 where there is none."""
     if cache is None:
         return np.zeros(batch, np.int64)
