@@ -8,7 +8,7 @@ import pytest
 from minglm.api import Model
 from minglm.config import PRESETS
 from minglm.fast import team
-from minglm.fast.engine import Decoder, FastEngine
+from minglm.fast.engine import PIECE, Decoder, FastEngine
 from minglm.fast.jit import DISABLE_JIT
 from minglm.model import KVCache, head, map_arrays, transformer
 from minglm.model.params import Experts, Moe, walk_stacked
@@ -219,8 +219,10 @@ def test_the_engine_gives_the_last_tokens_logits_for_prompts_of_any_length():
     for count in (1, 7, 8, 9, 16, 17):
         engine = FastEngine(model.params, MICRO, 20, 1)
         ids = [*IDS[0].tolist(), *IDS[1, :8].tolist()]
-        assert np.array_equal(engine.feed(ids[:count]), wanted[0, count - 1])
-        assert np.array_equal(engine.feed(ids[count : count + 1]), wanted[0, count])
+        # a longer prompt goes through the book's functions: equal up to rounding, as is what follows it
+        bound = 0 if count <= 2 * PIECE else 1e-5
+        assert difference(engine.feed(ids[:count]), wanted[0, count - 1]) <= bound
+        assert difference(engine.feed(ids[count : count + 1]), wanted[0, count]) <= bound
         assert engine.name == "fast engine, 1 thread"
 
 

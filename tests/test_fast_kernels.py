@@ -1,7 +1,6 @@
 """Every small kernel is its NumPy twin: same numbers, same picks, nothing hidden at the ends of float32."""
 
 import itertools
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +14,7 @@ from minglm.model.params import Router
 from tests.helpers import difference, random_state
 
 MICRO = PRESETS["micro"]
-F32 = np.float32
+F32, CHUNK = np.float32, kernels.CHUNK
 
 
 def numbers(seed, *shape):
@@ -64,13 +63,19 @@ def all_silu(gate, up, start, stop):
 
 
 @kernel
-def all_heads(q, k, v, layer, rows, slots, segments, segment, scores, into):
-    R = q.shape[1] // k.shape[3]
+def all_heads(q, k, v, layer, rows, slots, segments, segment, scores, parts, into):
     for n in range(len(q)):
+        b, slot = rows[n], slots[n]
+        first = kernels.first_key(segments, b, slot, segment[n])
+        chunks = (slot - first) // CHUNK + 1
+        for c in range(chunks):
+            begin, end = first + c * CHUNK, min(first + (c + 1) * CHUNK, slot + 1)
+            for g in range(k.shape[3]):
+                kernels.attend_keys(
+                    q, n, g, k, v, layer, b, begin, end, slot, segments, segment[n], scores, 1, c, parts
+                )
         for h in range(q.shape[1]):
-            kernels.attend_head(
-                q, n, h, k, v, layer, rows[n], h // R, slots[n] + 1, segments, segment[n], scores, 1, into
-            )
+            kernels.join_parts(parts, n, h, chunks, q.shape[2], into)
 
 
 @kernel
@@ -239,8 +244,9 @@ def test_sigmoid_is_its_twin():
 
 def attended(q, k, v, layer, rows, slots, segments, segment):
     N, H, d = q.shape
-    into, scores = np.full((N, H * d), 99, F32), np.full((2, k.shape[2]), 99, F32)
-    all_heads(q, k, v, layer, rows, slots, segments, segment, scores, into)
+    into, scores = np.full((N, H * d), 99, F32), np.full((2, CHUNK), 99, F32)
+    parts = np.full((N, H, k.shape[2] // CHUNK + 1, d + 2), 99, F32)
+    all_heads(q, k, v, layer, rows, slots, segments, segment, scores, parts, into)
     assert (scores[0] == 99).all()  # room of another rank
     return into.reshape(q.shape)
 
@@ -248,15 +254,16 @@ def attended(q, k, v, layer, rows, slots, segments, segment):
 def wanted_attention(q, k, v, layer, rows, slots, segments, segment):
     found = np.zeros_like(q)
     for n, (b, slot) in enumerate(zip(rows, slots, strict=True)):
-        visible = (segments[b, : slot + 1] == segment[n]) & (segment[n] >= 0)
-        visible[slot] = True
+        sight = ops.Sight(np.array([[slot]]), np.array([[segment[n]]]), segments[b : b + 1, : slot + 1])
         keys, values = k[layer, b : b + 1, : slot + 1], v[layer, b : b + 1, : slot + 1]
-        found[n] = ops.attend(q[None, n : n + 1], keys, values, SimpleNamespace(visible=visible[None, None]))[0][0, 0]
+        found[n] = ops.attend(q[None, n : n + 1], keys, values, sight)[0][0, 0]
     return found
 
 
-@pytest.mark.parametrize(("H", "G", "d", "capacity"), [(1, 1, 1, 1), (6, 2, 8, 5), (4, 4, 5, 9), (4, 1, 33, 40)])
-def test_attend_head_is_attend(H, G, d, capacity):
+@pytest.mark.parametrize(
+    ("H", "G", "d", "capacity"), [(1, 1, 1, 1), (6, 2, 8, 5), (4, 4, 5, 9), (4, 1, 33, 40), (4, 2, 8, 300)]
+)
+def test_keys_in_chunks_are_attend(H, G, d, capacity):
     random = random_state(d)
     k, v = numbers(1, 2, 3, capacity, G, d), numbers(2, 2, 3, capacity, G, d)
     N = 12
@@ -275,7 +282,7 @@ def test_attend_head_is_attend(H, G, d, capacity):
         assert difference(attended(*arguments), wanted_attention(*arguments)) <= 2e-6
 
 
-def test_attend_head_survives_scores_of_any_size():
+def test_attention_survives_scores_of_any_size():
     k, v = numbers(1, 1, 1, 6, 1, 4), numbers(2, 1, 1, 6, 1, 4)
     for scale in (1e-20, 1e3, 1e15):
         arguments = (numbers(0, 1, 1, 4) * F32(scale), k, v, 0, [0], [5], np.zeros((1, 6), np.int64), [0])

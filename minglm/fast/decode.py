@@ -14,7 +14,20 @@ from typing import NamedTuple
 import numpy as np
 
 from minglm.fast.jit import inlined, kernel
-from minglm.fast.kernels import NOT_PICKED, ZERO, attend_head, choose, dot, normalise_row, sigmoid, silu_times, turn
+from minglm.fast.kernels import (
+    CHUNK,
+    NOT_PICKED,
+    ZERO,
+    attend_keys,
+    choose,
+    dot,
+    first_key,
+    join_parts,
+    normalise_row,
+    sigmoid,
+    silu_times,
+    turn,
+)
 from minglm.fast.machine import matrix, vector, widen
 from minglm.fast.team import barrier, parallel, share
 
@@ -88,7 +101,9 @@ class Room(NamedTuple):
     own_normed: np.ndarray  # [threads · N, D]
     own_head: np.ndarray  # [threads · N, d]
     q: np.ndarray  # [N, H, d]
-    own_scores: np.ndarray  # [threads, capacity]
+    firsts: np.ndarray  # int64 [N] the first key that each row sees
+    own_scores: np.ndarray  # [threads, CHUNK]
+    parts: np.ndarray  # [N, H, chunks, d + 2]
     heads: np.ndarray  # [N, H·d]
     router_scores: np.ndarray  # [N, E]
     own_biased: np.ndarray  # [threads, E]
@@ -114,6 +129,8 @@ def step(rank, threads, words, sizes, weights, tokens, cache, room):
         project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
         barrier(words, threads)
         attend(rank, threads, layer, sizes, tokens, cache, room)
+        barrier(words, threads)
+        join_heads(rank, threads, sizes, tokens, room)
         barrier(words, threads)
         project_back(rank, threads, layer, sizes, weights, tokens, room)
         barrier(words, threads)
@@ -146,6 +163,7 @@ def begin(rank, threads, sizes, weights, tokens, cache, room):
         for s in range(tokens.slots[n]):
             position += tokens.segments[n] >= 0 and cache.segments[b, s] == tokens.segments[n]
         room.positions[n] = position
+        room.firsts[n] = first_key(cache.segments, b, tokens.slots[n], tokens.segments[n])
 
 
 @kernel
@@ -184,15 +202,38 @@ def normalise_rows(N, x, weight, eps, into, mine):
 
 @kernel
 def attend(rank, threads, layer, sizes, tokens, cache, room):
-    """Every query head of every row looks at the keys up to its own. Query head h reads key/value head h // R."""
-    H, R = sizes.H, sizes.H // sizes.G
-    start, stop = share(rank, threads, tokens.N[0] * H)
+    """Chunk by chunk of each row's keys, for all query heads that share them. Query head h reads key/value head h // R.
+    The chunks of all rows stand in one line, of which this rank takes its share."""
+    pieces = 0
+    for n in range(tokens.N[0]):
+        pieces += count_chunks(room.firsts[n], tokens.slots[n]) * sizes.G
+    start, stop = share(rank, threads, pieces)
+    before = 0
+    for n in range(tokens.N[0]):
+        first, slot = room.firsts[n], tokens.slots[n]
+        chunks = count_chunks(first, slot)
+        for piece in range(max(start - before, 0), min(stop - before, chunks * sizes.G)):
+            g, c = piece // chunks, piece % chunks
+            begin = first + c * CHUNK
+            attend_keys(
+                room.q, n, g, cache.k, cache.v, layer, tokens.rows[n], begin, min(begin + CHUNK, slot + 1), slot,
+                cache.segments, tokens.segments[n], room.own_scores, rank, c, room.parts,
+            )  # fmt: skip
+        before += chunks * sizes.G
+
+
+@inlined
+def count_chunks(first, slot):
+    return (slot - first) // CHUNK + 1
+
+
+@inlined
+def join_heads(rank, threads, sizes, tokens, room):
+    """Put together what each head found on the chunks."""
+    start, stop = share(rank, threads, tokens.N[0] * sizes.H)
     for piece in range(start, stop):
-        n, head = piece // H, piece % H
-        attend_head(
-            room.q, n, head, cache.k, cache.v, layer, tokens.rows[n], head // R, tokens.slots[n] + 1,
-            cache.segments, tokens.segments[n], room.own_scores, rank, room.heads,
-        )  # fmt: skip
+        n, head = piece // sizes.H, piece % sizes.H
+        join_parts(room.parts, n, head, count_chunks(room.firsts[n], tokens.slots[n]), sizes.d, room.heads)
 
 
 @inlined
@@ -270,7 +311,7 @@ def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
                     room.gate[j * N + n, f] = dot(gate_proj, f, room.own_normed, mine + n)
                     room.up[j * N + n, f] = dot(up_proj, f, room.own_normed, mine + n)
         for n in range(N):
-            if room.own_weights[rank, n, e] != NOT_PICKED:
+            if first < last and room.own_weights[rank, n, e] != NOT_PICKED:
                 silu_times(room.gate, room.up, j * N + n, first, last)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from minglm.config import Config
 from minglm.fast import decode
 from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
-from minglm.fast.kernels import NOT_PICKED
+from minglm.fast.kernels import CHUNK, NOT_PICKED
 from minglm.fast.ops import FastOps
 from minglm.fast.team import team, thread_count
 from minglm.model.attention import last_segment
@@ -224,7 +224,9 @@ def _room(c: Config, N: int, threads: int, capacity: int) -> Room:
         own_normed=floats(threads * N, D),
         own_head=floats(threads * N, d),
         q=floats(N, H, d),
-        own_scores=floats(threads, capacity),
+        firsts=np.zeros(N, np.int64),
+        own_scores=floats(threads, CHUNK),
+        parts=floats(N, H, capacity // CHUNK + 1, d + 2),
         heads=floats(N, H * d),
         router_scores=floats(N, E),
         own_biased=floats(threads, E),

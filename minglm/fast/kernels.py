@@ -1,8 +1,9 @@
 """The small kernels: one row, one head or one token each. The steps in `decode.py` only call them.
 
 Twins of functions in `minglm.model`: `dot` is an output of `linear`, `normalise_row` is `rms_norm`, `turn` is `rope`,
-`attend_head` is `attend`, `choose` is `router`, `silu_times` is `swiglu`. All sums are in float32, in an order that
-depends on nothing but the length of the sum. Kernels raise nothing: who calls them has checked sizes and dtypes.
+`attend_keys` with `join_parts` is `attend`, `choose` is `router`, `silu_times` is `swiglu`. All sums are in float32, in
+an order that depends on nothing but the length of the sum. Kernels raise nothing: who calls them has checked sizes and
+dtypes.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ from minglm.fast.machine import widen
 
 ZERO, ONE = np.float32(0), np.float32(1)
 NOTHING = np.float32(-np.inf)
+CHUNK = 64  # keys that are read together for all query heads that share them
 NOT_PICKED = np.float32(-1)  # in place of a combine weight, none of which is negative
 
 
@@ -89,37 +91,73 @@ def silu_times(gate, up, m, start, stop):
 
 
 @inlined
-def attend_head(q, n, head, k, v, layer, b, group, seen, segments, segment, scores, rank, into):
-    """One query head of row n: softmax(q kᵀ / √d) v over the first `seen` keys of row b of the cache that are of its
-    segment, and the last of them in any case, which is its own.
+def first_key(segments, b, slot, segment):
+    """The first key that a query of this segment in this slot sees; padding sees only itself."""
+    first = 0
+    while first < slot and (segment < 0 or segments[b, first] != segment):
+        first += 1
+    return first
 
-    q [N, H, d], k and v [L, B, capacity, G, d], segments [B, capacity]; scores [threads, capacity] is room to work in.
+
+@inlined
+def attend_keys(q, n, g, k, v, layer, b, first, last, slot, segments, segment, scores, rank, chunk, parts):
+    """The query heads of row n that read key/value head g, on the keys first … last − 1 of row b of the cache.
+
+    They share the reading, and what they find is put together by `join_parts`: parts[n, head, chunk] gets Σ weight ·
+    value, the highest score and Σ weight, with weight = exp(score − highest). A key of another segment gets no weight,
+    except the query's own. q [N, H, d], k and v [L, B, capacity, G, d], segments [B, capacity]; scores [threads, CHUNK]
+    is room.
     """
-    d = q.shape[2]
+    d, R = q.shape[2], q.shape[1] // k.shape[3]
     scale = np.float32(d) ** np.float32(-0.5)
-    own, first = seen - 1, 0
-    while first < own and (segment < 0 or segments[b, first] != segment):
-        first += 1  # what comes before its document leaves no trace in a row's bits
-    highest = NOTHING
-    for s in range(first, seen):
-        product = ZERO
+    weights, marks, whole = scores[rank, : last - first], segments[b, first:last], (last - first) // 4 * 4
+    for head in range(g * R, g * R + R):
+        for s in range(first, last):
+            product = ZERO
+            for i in range(d):
+                product += q[n, head, i] * k[layer, b, s, g, i]
+            scores[rank, s - first] = product * scale
+        for s in range(len(weights)):
+            weights[s] = weights[s] if marks[s] == segment or s == slot - first else NOTHING
+        highest, total = NOTHING, ZERO
+        for s in range(len(weights)):
+            highest = max(highest, weights[s])
+        shift = ZERO if highest == NOTHING else highest
+        for s in range(len(weights)):
+            weights[s] = exp(weights[s] - shift)
+            total += weights[s]
         for i in range(d):
-            product += q[n, head, i] * k[layer, b, s, group, i]
-        visible = s == own or (segment >= 0 and segments[b, s] == segment)
-        score = product * scale if visible else NOTHING
-        scores[rank, s] = score
-        highest = max(highest, score)
-    total = ZERO
-    for s in range(first, seen):
-        weight = exp(scores[rank, s] - highest)
-        scores[rank, s] = weight
-        total += weight
+            parts[n, head, chunk, i] = ZERO
+        for s in range(0, whole, 4):  # four at a time: the sum is written a fourth as often
+            w0, w1, w2, w3, at = weights[s], weights[s + 1], weights[s + 2], weights[s + 3], first + s
+            for i in range(d):
+                parts[n, head, chunk, i] += (
+                    w0 * v[layer, b, at, g, i]
+                    + w1 * v[layer, b, at + 1, g, i]
+                    + w2 * v[layer, b, at + 2, g, i]
+                    + w3 * v[layer, b, at + 3, g, i]
+                )
+        for s in range(whole, last - first):
+            for i in range(d):
+                parts[n, head, chunk, i] += weights[s] * v[layer, b, first + s, g, i]
+        parts[n, head, chunk, d], parts[n, head, chunk, d + 1] = highest, total
+
+
+@inlined
+def join_parts(parts, n, head, chunks, d, into):
+    """Row n's answer of one head, from what was found on each chunk of its keys."""
+    highest, total = NOTHING, ZERO
+    for c in range(chunks):
+        highest = max(highest, parts[n, head, c, d])
     for i in range(d):
         into[n, head * d + i] = ZERO
-    for s in range(first, seen):
-        weight = scores[rank, s] / total
+    for c in range(chunks):
+        share_of_chunk = exp(parts[n, head, c, d] - highest)
+        total += share_of_chunk * parts[n, head, c, d + 1]
         for i in range(d):
-            into[n, head * d + i] += weight * v[layer, b, s, group, i]
+            into[n, head * d + i] += share_of_chunk * parts[n, head, c, i]
+    for i in range(d):
+        into[n, head * d + i] /= total
 
 
 # -- router ------------------------------------------------------------------------------------------------------
