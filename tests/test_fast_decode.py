@@ -8,7 +8,7 @@ import pytest
 from minglm.api import Model
 from minglm.config import PRESETS
 from minglm.fast import team
-from minglm.fast.engine import Decoder, FastEngine
+from minglm.fast.engine import PIECE, Decoder, FastEngine
 from minglm.fast.jit import DISABLE_JIT
 from minglm.model import KVCache, head, map_arrays, transformer
 from minglm.model.params import Experts, Moe, walk_stacked
@@ -219,8 +219,14 @@ def test_the_engine_gives_the_last_tokens_logits_for_prompts_of_any_length():
     for count in (1, 7, 8, 9, 16, 17):
         engine = FastEngine(model.params, MICRO, 20, 1)
         ids = [*IDS[0].tolist(), *IDS[1, :8].tolist()]
-        assert np.array_equal(engine.feed(ids[:count]), wanted[0, count - 1])
-        assert np.array_equal(engine.feed(ids[count : count + 1]), wanted[0, count])
+        for found, place in (
+            (engine.feed(ids[:count]).copy(), count - 1),
+            (engine.feed(ids[count : count + 1]), count),
+        ):
+            if count <= 2 * PIECE:
+                assert np.array_equal(found, wanted[0, place])
+            else:  # longer prompts go through other kernels
+                assert difference(found, wanted[0, place]) <= 1e-5
         assert engine.name == "fast engine, 1 thread"
 
 

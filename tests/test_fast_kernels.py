@@ -1,7 +1,6 @@
 """Every small kernel is its NumPy twin: same numbers, same picks, nothing hidden at the ends of float32."""
 
 import itertools
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -248,10 +247,9 @@ def attended(q, k, v, layer, rows, slots, segments, segment):
 def wanted_attention(q, k, v, layer, rows, slots, segments, segment):
     found = np.zeros_like(q)
     for n, (b, slot) in enumerate(zip(rows, slots, strict=True)):
-        visible = (segments[b, : slot + 1] == segment[n]) & (segment[n] >= 0)
-        visible[slot] = True
+        sight = ops.Sight(np.array([[slot]]), segment[None, n : n + 1], segments[b : b + 1, : slot + 1])
         keys, values = k[layer, b : b + 1, : slot + 1], v[layer, b : b + 1, : slot + 1]
-        found[n] = ops.attend(q[None, n : n + 1], keys, values, SimpleNamespace(visible=visible[None, None]))[0][0, 0]
+        found[n] = ops.attend(q[None, n : n + 1], keys, values, sight)[0][0, 0]
     return found
 
 
