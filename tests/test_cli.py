@@ -47,7 +47,9 @@ def test_demo_shows_everything(folder, tmp_path, capsys):
 
 def test_generate_prints_the_continuation(folder, capsys):
     text = minglm.load(folder).generate("ab", 6).text
-    assert run(capsys, "generate", "--model", folder, "ab", "--tokens", "6") == (0, text + "\n", "")
+    code, out, err = run(capsys, "generate", "--model", folder, "ab", "--tokens", "6")
+    assert (code, out) == (0, text + "\n")
+    assert "tokens/s, fast engine, " in err  # which path ran, beside the text and not in it
 
 
 def test_sampling_options_reach_the_model(folder, capsys):

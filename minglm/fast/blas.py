@@ -125,7 +125,7 @@ def product(
     """
 
     def view(at: int, rows: int, columns: int, step: int) -> np.ndarray:
-        flat = np.ctypeslib.as_array((ctypes.c_float * ((rows - 1) * step + columns)).from_address(at))
+        flat = np.ctypeslib.as_array((ctypes.c_float * int((rows - 1) * step + columns)).from_address(int(at)))
         return np.lib.stride_tricks.as_strided(flat, (rows, columns), (4 * step, 4))
 
     left = view(a, k, m, a_row).T if turn_a else view(a, m, k, a_row)

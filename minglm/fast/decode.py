@@ -304,7 +304,7 @@ def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
         address, F = where(weights, sizes, layer, e, 0)
         gate_proj = matrix(address, F, sizes.D, weights.kind)
         up_proj = matrix(where(weights, sizes, layer, e, 1)[0], F, sizes.D, weights.kind)
-        first, last = max(start - j * sizes.F, 0), min(stop - j * sizes.F, F)
+        first, last = max(start - j * sizes.F, 0), max(min(stop - j * sizes.F, F), 0)  # as a slice, −1 is no end
         for f in range(first, last):
             for n in range(N):
                 if room.own_weights[rank, n, e] != NOT_PICKED:
