@@ -17,11 +17,11 @@ demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make de
 	@echo 'To go on: source $(BIN)/activate, then minglm --help'
 
 test: $(VENV)/.test  ## the fast tests: no torch, no network
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2
 
 check-all: lint types parity  ## everything: lint, types, parity, slow tests, tests without the JIT
-	$(PY) -m pytest -m "slow or not slow"
-	NUMBA_DISABLE_JIT=1 $(PY) -m pytest
+	$(PY) -m pytest -n 2 -m "slow or not slow"
+	NUMBA_DISABLE_JIT=1 $(PY) -m pytest -n 2
 
 parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
 	$(PY) -m pytest tests/parity
@@ -42,7 +42,7 @@ bench-all: $(VENV)/.bench  ## every shape, against torch and llama.cpp too (inst
 doctor: $(VENV)/.ready  ## versions, threads, memory, and what this machine can do
 	$(PY) -m minglm doctor
 
-train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about 25 minutes; two threads)
+train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about 20 minutes on four cores)
 	$(PY) -m minglm train glm-nano --save weights/glm-nano
 
 clean:           ## remove the virtual environment and every cache
