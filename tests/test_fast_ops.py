@@ -239,6 +239,13 @@ def test_other_dtypes_and_taps_are_refused():
         transformer(IDS, params, MICRO, tap=lambda name, array: array, ops=FAST)
 
 
+def test_strided_weights_are_refused():
+    x, w = normal(5, 8), normal(8, 16, seed=1)[:, ::2]
+    for call in (lambda: FAST.linear(x, w), lambda: FAST.linear_bwd(x, x, w), lambda: FAST.expert_mlp(x, w, w, w)):
+        with pytest.raises(ValueError, match=r"want contiguous weights, got shape \[8, 8\]"):
+            call()
+
+
 def test_a_segment_in_two_places_is_refused():
     segments = np.array([[0, 1, 0]])
     with pytest.raises(ValueError, match="must stand together"):

@@ -4,9 +4,10 @@ Same names, same arguments, same results up to rounding; float32 only. `routed_e
 `minglm.model.experts`: all experts of a layer at once instead of one after the other.
 """
 
+import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,19 +78,24 @@ class FastOps:
         self._team = team(threads)
         self._pool: dict[int, list[Array]] = {}
         self._looked: tuple[Any, Any] = (None, None)
+        self._in_session = False
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Around many operations: NumPy's own products stay on one thread too. Its waiting threads would take the
         processors from ours."""
         with one_thread_each():
-            yield
+            self._in_session = True
+            try:
+                yield
+            finally:
+                self._in_session = False
 
     def _run(self, kernel: Any, *arguments: Any) -> None:
         self._team.run(kernel, *arguments)
 
     def _run_products(self, kernel: Any, *arguments: Any) -> None:
-        with one_thread_each():
+        with nullcontext() if self._in_session else one_thread_each():
             self._team.run(kernel, sgemm(), *arguments)
 
     # -- arrays ----------------------------------------------------------------------------------------------
@@ -97,7 +103,7 @@ class FastOps:
     def empty(self, *shape: int) -> Array:
         """A float32 array that nobody else uses. Large ones are used again when nobody looks at them any more: fresh
         memory costs as much time as two passes over it."""
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if 4 * count < POOLED:
             return np.empty(shape, np.float32)
         known = self._pool.setdefault(count, [])
@@ -118,7 +124,8 @@ class FastOps:
         return map_record(lambda name, array: array if array.ndim > 1 else array.astype(dtype, copy=False), record)
 
     def _wide(self, weight: Array) -> Array:
-        """A weight as float32."""
+        """A weight as float32. Raises ValueError for one whose numbers do not stand together."""
+        check_contiguous(weight)
         if weight.dtype == np.float32:
             return weight
         wide = self.like(weight)
@@ -136,6 +143,7 @@ class FastOps:
     def linear_bwd(
         self, dy: Array, x: Array, weight: Array, bias: Array | None = None
     ) -> tuple[Array, Array, Array | None]:
+        check_contiguous(weight)
         dy_rows, x_rows = flat(dy), flat(x)
         dx, dweight = self.like(x_rows), self.like(weight)
         dbias = NO_BIAS if bias is None else self.like(bias)
@@ -323,7 +331,20 @@ def flat(x: Array, axes: int = 1) -> Array:
     return np.ascontiguousarray(x).reshape(-1, *x.shape[x.ndim - axes :])
 
 
+def check_contiguous(weight: Array) -> None:
+    if not weight.flags.c_contiguous:
+        raise ValueError(
+            f"the fast operations want contiguous weights, got shape {list(weight.shape)} with strides "
+            f"{weight.strides}; use np.ascontiguousarray"
+        )
+
+
 def _addresses(params: Experts) -> Array:  # -> int64 [E, 3]
+    """Where each expert's matrices begin: base + offset where they are stacked, one by one where they are not."""
+    for part in params:
+        check_contiguous(part[0])
+    if all(isinstance(part, np.ndarray) for part in params):
+        return np.stack([part.ctypes.data + np.arange(len(part)) * part.strides[0] for part in params], axis=1)
     return np.array([[part.ctypes.data for part in expert(params, e)] for e in range(len(params.gate_proj))])
 
 

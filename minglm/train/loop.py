@@ -11,6 +11,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -238,12 +239,17 @@ def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save(unfinished, dtype=model.compute_dtype)
     write_tensors(unfinished / "optimiser.safetensors", dict(state.optimiser.walk()))
-    about = {"step": state.step, "numpy": np.__version__}
+    about = {"step": state.step, **_versions()}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
     os.replace(unfinished, final)
     for old in sorted(_checkpoints(run), key=_steps)[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def _versions() -> dict[str, str]:
+    """What the bits of a step depend on besides the processor."""
+    return {name: version(name) for name in ("numpy", "scipy", "numba")}
 
 
 def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | None:
@@ -263,11 +269,11 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
         second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
-    if about.get("numpy") != np.__version__:
-        warnings.warn(
-            f"{run} was trained with NumPy {about.get('numpy')}, this is {np.__version__}: bits may differ",
-            stacklevel=3,
-        )
+    for name, here in _versions().items():
+        if about.get(name) != here:
+            warnings.warn(
+                f"{run} was trained with {name} {about.get(name)}, this is {here}: bits may differ", stacklevel=3
+            )
     return State(params, AdamW(first, second, step, weight_decay=recipe.weight_decay), step)
 
 
