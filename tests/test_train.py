@@ -17,6 +17,7 @@ import pytest
 import minglm
 from minglm.api import Model
 from minglm.data.batches import Batch
+from minglm.fast.team import cores
 from minglm.formats.files import only_one, write_text
 from minglm.model import shift_targets
 from minglm.model.params import map_arrays, walk_stacked
@@ -328,19 +329,72 @@ def test_a_sequence_must_fit_the_context():
         replace(RECIPES["glm-nano"], sequence_length=600)
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, uninterrupted):
-    class Interrupted(Batches):
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("engine", ["numpy", "fast"])
+def test_ctrl_c_in_a_step_saves_after_it_and_the_run_goes_on(engine, tmp_path, monkeypatch):
+    recipe = replace(RECIPE, engine=engine)
+    whole = train(Model(MICRO, random_params(MICRO, 1)), recipe, Batches(), tmp_path / "whole", progress=False)
+
+    def interrupted(step, update=loop.warmup_cosine):
+        if step == 5:
+            ctrl_c()
+        return update
+
+    monkeypatch.setattr(loop, "warmup_cosine", lambda step, *a: interrupted(step)(step, *a))
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(Model(MICRO, random_params(MICRO, 1)), recipe, Batches(), run, progress=False)
+    assert newest_checkpoint(run).name == "checkpoint-000006"
+    monkeypatch.undo()
+    resumed = train(Model(MICRO, random_params(MICRO, 1)), recipe, Batches(), run, progress=False)
+    assert bits(resumed) == bits(whole)
+    assert (run / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_ctrl_c_in_an_evaluation_or_a_save_is_noted_too(tmp_path, monkeypatch):
+    def evaluate(model):
+        ctrl_c()
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path / "a", evaluate, progress=False)
+    assert newest_checkpoint(tmp_path / "a").name == "checkpoint-000005"
+
+    real = loop.save_state
+    monkeypatch.setattr(loop, "save_state", lambda *a: (ctrl_c(), real(*a)))
+    with pytest.raises(KeyboardInterrupt):
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path / "b", progress=False)
+    assert newest_checkpoint(tmp_path / "b").name == "checkpoint-000004"
+
+
+def test_the_second_ctrl_c_breaks_in(tmp_path):
+    class Twice(Batches):
         def batch(self, step):
             if step == 6:
-                raise KeyboardInterrupt
+                ctrl_c()
+                ctrl_c()
             return super().batch(step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Interrupted(), tmp_path, progress=False)
-    assert newest_checkpoint(tmp_path).name == "checkpoint-000006"
-    resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
-    assert bits(resumed) == uninterrupted[0]
-    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Twice(), tmp_path, progress=False)
+    assert newest_checkpoint(tmp_path).name == "checkpoint-000004"
+
+
+def test_the_fast_engine_trains_as_the_book_does_and_on_any_number_of_threads(tmp_path):
+    runs = {}
+    for name, engine, threads in (("book", "numpy", None), ("one", "fast", 1), ("more", "fast", min(3, cores()))):
+        given = Model(MICRO, random_params(MICRO, 1))
+        before = bits(given)
+        recipe = replace(RECIPE, engine=engine)
+        runs[name] = train(given, recipe, Batches(), tmp_path / name, progress=False, threads=threads)
+        assert bits(given) == before  # the update in place is on copies
+    assert bits(runs["one"]) == bits(runs["more"])
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("book", "one")]
+    for book, fast in zip(*lines, strict=True):
+        assert json.loads(fast)["loss"] == pytest.approx(json.loads(book)["loss"], rel=1e-4)
 
 
 def test_ctrl_c_on_a_checkpoint_leaves_it_alone(tmp_path, model, monkeypatch):
@@ -348,8 +402,8 @@ def test_ctrl_c_on_a_checkpoint_leaves_it_alone(tmp_path, model, monkeypatch):
 
     class Interrupted(Batches):
         def batch(self, step):
-            if step == 4:
-                raise KeyboardInterrupt
+            if step == 3:
+                ctrl_c()
             return super().batch(step)
 
     removed = []

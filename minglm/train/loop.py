@@ -8,6 +8,8 @@ written, so whatever is there under that name is whole.
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,16 +178,13 @@ def _train(
     ops = operations(recipe, model.config, threads)
     with (
         threadpool_limits(1),  # so that sums do not depend on the machine's cores, and NumPy's threads do not wait
+        _CtrlC() as ctrl_c,
         _Log(run, state.step) as log,
         _Progress(state.step, recipe, progress) as bar,
     ):
-        while state.step < last:
+        while state.step < last and not ctrl_c.noted:
             try:
                 state, metrics = train_step(state, batches.batch(state.step), model, recipe, ops)
-            except KeyboardInterrupt:
-                log.flush()
-                save_state(run, _with(model, state.params), state, recipe)
-                raise
             except DivergedError as error:
                 kept = newest_checkpoint(run)
                 raise DivergedError(
@@ -197,9 +196,11 @@ def _train(
                 log.write(metrics._asdict())
             if evaluate and (state.step % recipe.eval_every == 0 or done):
                 log.write({"step": metrics.step, **evaluate(_with(model, state.params))})
-            if state.step % recipe.save_every == 0 or done:
+            if state.step % recipe.save_every == 0 or done or ctrl_c.noted:
                 log.flush()
                 save_state(run, _with(model, state.params), state, recipe)
+    if ctrl_c.noted and state.step < last:
+        raise KeyboardInterrupt
     return _with(model, state.params)
 
 
@@ -213,6 +214,28 @@ def _same_recipe(run: Path, recipe: Recipe) -> None:
         write_text(path, recipe.to_json())
     elif path.read_text("utf-8") != recipe.to_json():
         raise ValueError(f"{run} holds a run with another recipe (see recipe.json); give another folder or remove it")
+
+
+class _CtrlC:
+    """Within: the first Ctrl-C is noted, so that the run ends, saved, between two steps and never in the middle of an
+    update, which writes over the parameters, of an evaluation or of a save. The second one breaks in at once."""
+
+    noted = False
+
+    def __enter__(self) -> "_CtrlC":
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, *signal: object) -> None:
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
 
 
 # -- checkpoints of a run ----------------------------------------------------------------------------------------
