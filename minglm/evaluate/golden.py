@@ -48,6 +48,22 @@ PROMPTS = (
     "The following example",
     "reverse:4821->",
     "90-47=",
+    "8+5=",
+    "64+19=",
+    "75-38=",
+    "reverse:903->",
+    "number:seven->",
+    "number:nineteen->",
+    "class Node:\n",
+    "    return self.",
+    "    if not isinstance(",
+    "        raise ValueError(",
+    "from collections import ",
+    "try:\n    import ",
+    "if __name__ ==",
+    "    for name in ",
+    "Return the number of ",
+    "    with open(",
 )
 
 

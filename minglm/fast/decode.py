@@ -213,7 +213,7 @@ def attend(rank, threads, layer, sizes, tokens, cache, room):
         first, slot = room.firsts[n], tokens.slots[n]
         chunks = count_chunks(first, slot)
         for piece in range(max(start - before, 0), min(stop - before, chunks * sizes.G)):
-            g, c = piece // chunks, piece % chunks
+            c, g = piece // sizes.G, piece % sizes.G  # neighbours in memory one after the other
             begin = first + c * CHUNK
             attend_keys(
                 room.q, n, g, cache.k, cache.v, layer, tokens.rows[n], begin, min(begin + CHUNK, slot + 1), slot,
