@@ -9,7 +9,7 @@ from minglm.config import Config
 from minglm.fast import decode
 from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
 from minglm.fast.kernels import CHUNK, NOT_PICKED
-from minglm.fast.ops import FastOps
+from minglm.fast.ops import shared_ops
 from minglm.fast.team import team, thread_count
 from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
@@ -139,7 +139,7 @@ class FastEngine:
     def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
         """Continue the sequence; logits after the last token."""
         if len(ids) > 2 * PIECE:
-            ops = FastOps(self._threads)
+            ops = shared_ops(self._threads)
             with ops.session():
                 transformer(np.array([ids[:-1]], np.int64), self._params, self._config, self._cache, ops=ops)
             ids = ids[-1:]

@@ -4,6 +4,7 @@ Same names, same arguments, same results up to rounding; float32 only. `routed_e
 `minglm.model.experts`: all experts of a layer at once instead of one after the other.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from minglm.model.params import Experts, expert, map_record
 from minglm.model.router import Routing
 
 NO_BIAS = np.zeros(0, np.float32)
+KEPT = 1 << 28
 POOLED = 1 << 18  # bytes; smaller arrays come from NumPy, which is quick there
 
 
@@ -82,14 +84,16 @@ class FastOps:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Around many operations: NumPy's own products stay on one thread too. Its waiting threads would take the
-        processors from ours."""
-        with one_thread_each():
+        """Around many operations: other callers wait, and NumPy's own products stay on one thread too, because its
+        waiting threads would take the processors from ours. Buffers beyond `KEPT` bytes are given back at the end."""
+        with self._team.lock, one_thread_each():
             self._in_session = True
             try:
                 yield
             finally:
                 self._in_session = False
+                if sum(4 * count * len(known) for count, known in self._pool.items()) > KEPT:
+                    self._pool.clear()
 
     def _run(self, kernel: Any, *arguments: Any) -> None:
         self._team.run(kernel, *arguments)
@@ -319,6 +323,12 @@ class FastOps:
         dlogits = self.like(logits)
         self._run(rows.entropy_backward, logits, targets, IGNORE, totals, factor, dlogits)
         return dlogits.reshape(shape)
+
+
+@functools.cache
+def shared_ops(threads: int) -> FastOps:
+    """The process's operations for prompts: the buffers of one serve the next."""
+    return FastOps(threads)
 
 
 # -- helpers ---------------------------------------------------------------------------------------------------
