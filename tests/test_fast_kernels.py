@@ -79,9 +79,9 @@ def all_heads(q, k, v, layer, rows, slots, segments, segment, scores, parts, int
 
 
 @kernel
-def all_chosen(scores, bias, groups, open_groups, K, normalise, factor, biased, weights):
+def all_chosen(scores, bias, groups, open_groups, normalise, factor, biased, weights, picks):
     for n in range(len(scores)):
-        kernels.choose(scores, n, bias, groups, open_groups, K, normalise, factor, 1, biased, weights)
+        kernels.choose(scores[n], bias, groups, open_groups, normalise, factor, biased, weights[n], picks[n])
 
 
 @kernel
@@ -294,16 +294,12 @@ def test_attention_survives_scores_of_any_size():
 
 
 def chosen(scores, bias, config):
-    N, E = scores.shape
-    biased, weights = np.full((2, E), 99, F32), np.full((2, N, E + 1), 99, F32)
-    c = config
+    c, room, weights = config, np.full(scores.shape[1], 99, F32), np.full(scores.shape, 99, F32)
+    picks = np.full((len(scores), c.num_experts_per_tok), 99, np.int64)
     factor = F32(c.routed_scaling_factor)
-    all_chosen(
-        scores, bias, c.n_group, c.topk_group, c.num_experts_per_tok, c.norm_topk_prob, factor, biased, weights
-    )  # fmt: skip
-    assert (weights[0] == 99).all()  # another rank's
-    assert (weights[1, :, E] == 99).all()  # the shared expert's
-    return weights[1, :, :E]
+    all_chosen(scores, bias, c.n_group, c.topk_group, c.norm_topk_prob, factor, room, weights, picks)
+    assert np.array_equal(np.sort(picks), np.nonzero(weights != kernels.NOT_PICKED)[1].reshape(picks.shape))
+    return weights
 
 
 def books_choice(scores, bias, config):

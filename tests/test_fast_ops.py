@@ -12,8 +12,8 @@ from minglm.model.experts import routed_experts, routed_experts_bwd
 from minglm.model.kvcache import KVCache
 from minglm.model.loss import loss_and_grads, shift_targets
 from minglm.model.ops import IGNORE, Sight
-from minglm.model.params import Experts, walk_stacked
-from minglm.model.router import Routing
+from minglm.model.params import Experts, Router, walk_stacked
+from minglm.model.router import Routing, router
 from minglm.model.transformer import transformer
 from tests.helpers import causal
 from tests.variants import MICRO, VARIANTS, gradient_errors, random_params
@@ -94,6 +94,28 @@ def test_expert_mlp(N, D, F):
     (y, saved), (wanted, book_saved) = FAST.expert_mlp(x, *weights), book.expert_mlp(x, *weights)
     assert_twins(y, wanted)
     assert_twins(FAST.expert_mlp_bwd(dy, saved, *weights), book.expert_mlp_bwd(dy, book_saved, *weights))
+
+
+@few
+@given(st.integers(1, 60), st.sampled_from([(1, 1, 2), (2, 1, 3), (4, 2, 2), (3, 3, 2)]), st.booleans(), st.booleans())
+def test_router(N, layout, normalise, bias_ties):
+    """The same picks in the same order, ties included, and weights from scores without bias."""
+    groups, open_groups, size = layout
+    config = MICRO.replace(
+        n_routed_experts=groups * size,
+        n_group=groups,
+        topk_group=open_groups,
+        num_experts_per_tok=max(open_groups * size - 1, 1),
+        norm_topk_prob=normalise,
+        routed_scaling_factor=1.7,
+    )
+    params = Router(normal(groups * size, 9), np.round(normal(groups * size, seed=1) * 2) / 2)
+    if bias_ties:
+        params = params._replace(weight=np.zeros_like(params.weight))
+    x = normal(N, 9, seed=2)
+    (routing, saved), (wanted, wanted_saved) = FAST.router(x, params, config), router(x, params, config)
+    assert np.array_equal(routing.indices, wanted.indices)
+    assert_twins((routing.weights, saved.scores), (wanted.weights, wanted_saved.scores))
 
 
 @few

@@ -45,7 +45,6 @@ class Sizes(NamedTuple):
     d: int
     V: int
     E: int
-    K: int
     F: int
     shared_F: int  # 0: no shared expert
     dense_F: int
@@ -108,6 +107,7 @@ class Room(NamedTuple):
     router_scores: np.ndarray  # [N, E]
     own_biased: np.ndarray  # [threads, E]
     own_weights: np.ndarray  # [threads, N, E + 1] the last for the shared expert: 1
+    own_picks: np.ndarray  # int64 [threads, K]
     own_picked: np.ndarray  # int64 [threads, E + 1] the experts that somebody picked, in order
     gate: np.ndarray  # [(picked + 1) · N, F] and after the activation: hidden
     up: np.ndarray
@@ -271,8 +271,8 @@ def pick_experts(rank, layer, sizes, weights, tokens, room):
     bias = vector(weights.layers[layer, ROUTER_BIAS], sizes.E)
     for n in range(tokens.N[0]):
         choose(
-            room.router_scores, n, bias, sizes.groups, sizes.open_groups, sizes.K, sizes.normalise, sizes.factor,
-            rank, room.own_biased, room.own_weights,
+            room.router_scores[n], bias, sizes.groups, sizes.open_groups, sizes.normalise, sizes.factor,
+            room.own_biased[rank], room.own_weights[rank, n, : sizes.E], room.own_picks[rank],
         )  # fmt: skip
     picked = 0
     for e in range(sizes.E):

@@ -109,14 +109,10 @@ def attend_keys(q, n, g, k, v, layer, b, first, last, slot, segments, segment, s
     is room.
     """
     d, R = q.shape[2], q.shape[1] // k.shape[3]
-    scale = np.float32(d) ** np.float32(-0.5)
-    weights, marks, whole = scores[rank, : last - first], segments[b, first:last], (last - first) // 4 * 4
+    weights, marks = scores[rank, : last - first], segments[b, first:last]
+    keys, values = k[layer, b, first:last], v[layer, b, first:last]  # [keys, G, d]
     for head in range(g * R, g * R + R):
-        for s in range(first, last):
-            product = ZERO
-            for i in range(d):
-                product += q[n, head, i] * k[layer, b, s, g, i]
-            scores[rank, s - first] = product * scale
+        score_keys(q[n, head], keys, g, weights)
         for s in range(len(weights)):
             weights[s] = weights[s] if marks[s] == segment or s == slot - first else NOTHING
         highest, total = NOTHING, ZERO
@@ -126,21 +122,46 @@ def attend_keys(q, n, g, k, v, layer, b, first, last, slot, segments, segment, s
         for s in range(len(weights)):
             weights[s] = exp(weights[s] - shift)
             total += weights[s]
+        found = parts[n, head, chunk]
+        sum_values(weights, values, g, found[:d])
+        found[d], found[d + 1] = highest, total
+
+
+@inlined
+def score_keys(query, keys, g, into):
+    """into[s] = query · key / √d, four keys at a time: the loop over d begins a fourth as often."""
+    d, whole = len(query), len(into) // 4 * 4
+    scale = np.float32(d) ** np.float32(-0.5)
+    for s in range(0, whole, 4):
+        p0, p1, p2, p3 = ZERO, ZERO, ZERO, ZERO
         for i in range(d):
-            parts[n, head, chunk, i] = ZERO
-        for s in range(0, whole, 4):  # four at a time: the sum is written a fourth as often
-            w0, w1, w2, w3, at = weights[s], weights[s + 1], weights[s + 2], weights[s + 3], first + s
-            for i in range(d):
-                parts[n, head, chunk, i] += (
-                    w0 * v[layer, b, at, g, i]
-                    + w1 * v[layer, b, at + 1, g, i]
-                    + w2 * v[layer, b, at + 2, g, i]
-                    + w3 * v[layer, b, at + 3, g, i]
-                )
-        for s in range(whole, last - first):
-            for i in range(d):
-                parts[n, head, chunk, i] += weights[s] * v[layer, b, first + s, g, i]
-        parts[n, head, chunk, d], parts[n, head, chunk, d + 1] = highest, total
+            p0 += query[i] * keys[s, g, i]
+            p1 += query[i] * keys[s + 1, g, i]
+            p2 += query[i] * keys[s + 2, g, i]
+            p3 += query[i] * keys[s + 3, g, i]
+        into[s], into[s + 1], into[s + 2], into[s + 3] = p0 * scale, p1 * scale, p2 * scale, p3 * scale
+    for s in range(whole, len(into)):
+        product = ZERO
+        for i in range(d):
+            product += query[i] * keys[s, g, i]
+        into[s] = product * scale
+
+
+@inlined
+def sum_values(weights, values, g, into):
+    """into [d] = Σ weight · value, four at a time: the sum is written a fourth as often."""
+    d, whole = len(into), len(weights) // 4 * 4
+    for i in range(d):
+        into[i] = ZERO
+    for s in range(0, whole, 4):
+        w0, w1, w2, w3 = weights[s], weights[s + 1], weights[s + 2], weights[s + 3]
+        for i in range(d):
+            into[i] += (
+                w0 * values[s, g, i] + w1 * values[s + 1, g, i] + w2 * values[s + 2, g, i] + w3 * values[s + 3, g, i]
+            )
+    for s in range(whole, len(weights)):
+        for i in range(d):
+            into[i] += weights[s] * values[s, g, i]
 
 
 @inlined
@@ -164,50 +185,45 @@ def join_parts(parts, n, head, chunks, d, into):
 
 
 @inlined
-def choose(scores, n, bias, groups, open_groups, K, normalise, factor, rank, biased, weights):
-    """Row n of the router's scores [N, E] -> row n of this rank's `weights` [threads, N, E]: the combine weight of the
-    K picked experts, NOT_PICKED at all others. `biased` [threads, E] is room to work in.
-
-    The best biased scores are picked, the earlier expert at a tie; the weights come from the scores without bias.
-    """
-    E = scores.shape[1]
-    size = E // groups
+def choose(scores, bias, groups, open_groups, normalise, factor, biased, weights, picks):
+    """One token's scores [E] -> picks [K], the best biased score first and the earlier expert at a tie, and weights
+    [E]: the combine weight of the picked experts, from scores without bias, and NOT_PICKED at all others. `biased` [E]
+    is room to work in."""
+    E = len(scores)
     for e in range(E):
-        biased[rank, e] = scores[n, e] + bias[e]
-        weights[rank, n, e] = NOT_PICKED
+        biased[e] = scores[e] + bias[e]
+        weights[e] = NOT_PICKED
     if groups > 1:
-        _close_groups(biased, rank, groups, size, open_groups)
+        _close_groups(biased, groups, E // groups, open_groups)
     total = np.float32(1e-20)
-    for _ in range(K):
-        best = 0
-        for e in range(1, E):
-            if biased[rank, e] > biased[rank, best]:
+    for k in range(len(picks)):
+        best = -1
+        for e in range(E):
+            if weights[e] == NOT_PICKED and (best < 0 or biased[e] > biased[best]):
                 best = e
-        biased[rank, best] = NOTHING
-        weights[rank, n, best] = scores[n, best]
-        total += scores[n, best]
-    for e in range(E):
-        if weights[rank, n, e] >= ZERO:
-            if normalise:
-                weights[rank, n, e] /= total
-            weights[rank, n, e] *= factor
+        picks[k], weights[best] = best, scores[best]
+        total += scores[best]
+    for k in range(len(picks)):
+        if normalise:
+            weights[picks[k]] /= total
+        weights[picks[k]] *= factor
 
 
 @inlined
-def _close_groups(biased, rank, groups, size, open_groups):
+def _close_groups(biased, groups, size, open_groups):
     """Experts outside the `open_groups` best groups fall to −∞. A group is judged by the sum of its two best."""
     for _ in range(groups - open_groups):
         worst, least, still_open = -1, ZERO, 0
         for g in range(groups):
             first, second = NOTHING, NOTHING
             for e in range(g * size, (g + 1) * size):
-                if biased[rank, e] > first:
-                    first, second = biased[rank, e], first
-                elif biased[rank, e] > second:
-                    second = biased[rank, e]
+                if biased[e] > first:
+                    first, second = biased[e], first
+                elif biased[e] > second:
+                    second = biased[e]
             still_open += first > NOTHING
             if first > NOTHING and (worst < 0 or first + second <= least):  # at a tie the later group falls
                 worst, least = g, first + second
         if still_open > open_groups:  # fewer where the bias itself has closed some
             for e in range(worst * size, (worst + 1) * size):
-                biased[rank, e] = NOTHING
+                biased[e] = NOTHING

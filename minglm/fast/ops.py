@@ -1,7 +1,7 @@
 """The fast namespace: twins of `minglm.model.ops`, for `ops=` of the model's own forward and backward.
 
-Same names, same arguments, same results up to rounding; float32 only. `routed_experts` is the twin of the function in
-`minglm.model.experts`: all experts of a layer at once instead of one after the other.
+Same names, same arguments, same results up to rounding; float32 only. `router` and `routed_experts` are the twins of
+the functions in `minglm.model`: all experts of a layer at once instead of one after the other.
 """
 
 import functools
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minglm.config import Config
 from minglm.fast import attention, products, rows
 from minglm.fast.blas import one_thread_each, sgemm
 from minglm.fast.team import team
 from minglm.model.ops import IGNORE, Array, Sight, Tap, embed, no_tap
-from minglm.model.params import Experts, expert, map_record
-from minglm.model.router import Routing
+from minglm.model.params import Experts, Router, expert, map_record
+from minglm.model.router import RouterSaved, Routing
 
 NO_BIAS = np.zeros(0, np.float32)
 KEPT = 1 << 28
@@ -39,7 +40,6 @@ class Visits(NamedTuple):
     """The picks sorted by expert, and what the experts' forward keeps."""
 
     slots: Array  # int [picks] token · K + rank
-    tokens: Array  # int [picks]
     starts: Array  # int [E + 1]
     places: Array  # int [N, K] where each token's picks are, experts in ascending order
     weights: Array  # [picks]
@@ -233,28 +233,36 @@ class FastOps:
         self._run_products(products.mlp_backward, flat(dy), x, *weights, gate, up, hidden, *room, grads[0], *flat_grads)
         return grads[0].reshape(dy.shape), *grads[1:]
 
-    # -- routed experts ---------------------------------------------------------------------------------------
+    # -- router and routed experts ----------------------------------------------------------------------------
+
+    def router(
+        self, x: Array, params: Router, config: Config, tap: Tap = no_tap, ops: Any = None
+    ) -> tuple[Routing, RouterSaved]:  # [N, D] -> [N, K] ×2
+        _refuse(tap)
+        scores = self.linear(x, params.weight)
+        N, E = scores.shape
+        K, c = config.num_experts_per_tok, config
+        routing = Routing(np.empty((N, K), np.int64), self.empty(N, K))
+        how = c.n_group, c.topk_group, c.norm_topk_prob, np.float32(c.routed_scaling_factor)
+        room = (self.empty(self._team.threads, E) for _ in range(2))
+        self._run(rows.route, scores, np.ascontiguousarray(params.e_score_correction_bias), *how, *room, *routing)
+        return routing, RouterSaved(x, scores, routing)
 
     def routed_experts(
         self, x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: Any = None
     ) -> tuple[Array, Visits]:  # [N, D] -> [N, D]
         _refuse(tap)
         (N, K), F = routing.indices.shape, params.gate_proj[0].shape[0]
-        chosen = routing.indices.reshape(-1)
-        slots = np.argsort(chosen, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=len(params.gate_proj)))])
-        places = np.empty(N * K, np.int64)
-        places[slots] = np.arange(N * K)
-        places = np.sort(places.reshape(N, K), axis=1)
-        weights = flat(routing.weights).reshape(-1)[slots]
+        slots, starts, places = (np.empty(n, np.int64) for n in (N * K, len(params.gate_proj) + 1, (N, K)))
         picked_x, out = self.empty(N * K, x.shape[1]), self.empty(N * K, x.shape[1])
         gate, up, hidden = (self.empty(N * K, F) for _ in range(3))
-        y, visits = self.like(x), Visits(slots, slots // K, starts, places, weights, picked_x, gate, up, hidden)
+        y, visits = self.like(x), Visits(slots, starts, places, self.empty(N * K), picked_x, gate, up, hidden)
         stored = params.gate_proj[0].dtype
         kind = np.zeros(0, np.float32 if stored == np.float32 else np.uint16)
         own_wide = self.empty(self._team.threads, 3, 0 if stored == np.float32 else F * x.shape[1])
         room = kind, own_wide, picked_x, gate, up, hidden, out
-        self._run_products(products.experts_forward, flat(x), *visits[1:5], _addresses(params), *room, y)
+        picks = np.ascontiguousarray(routing.indices), flat(routing.weights)
+        self._run_products(products.experts_forward, flat(x), *picks, *visits[:4], _addresses(params), *room, y)
         return y, visits
 
     def routed_experts_bwd(
@@ -262,7 +270,7 @@ class FastOps:
     ) -> tuple[Array, Array, Experts]:
         picked_dy, dpicked = self.like(visits.x), self.like(visits.x)
         dgate, dup, weighted = (self.like(visits.gate) for _ in range(3))
-        dx, dweights = self.like(dy), np.empty(len(visits.slots), np.float32)
+        dx, dweights = self.like(dy), self.like(routing.weights)
         grads = Experts(*(self.like(part) for part in params))
         for e in np.flatnonzero(np.diff(visits.starts) == 0):
             for part in grads:
@@ -270,11 +278,9 @@ class FastOps:
         room = picked_dy, dgate, dup, weighted, dpicked
         books = _addresses(params), _addresses(grads)
         self._run_products(
-            products.experts_backward, flat(dy), *visits[1:5], books[0], *visits[5:], *room, dx, dweights, books[1]
+            products.experts_backward, flat(dy), *visits[:4], books[0], *visits[4:], *room, dx, dweights, books[1]
         )
-        by_slot = np.empty_like(dweights)
-        by_slot[visits.slots] = dweights
-        return dx, by_slot.reshape(routing.weights.shape), grads
+        return dx, dweights, grads
 
     # -- attention --------------------------------------------------------------------------------------------
 

@@ -188,8 +188,37 @@ def mlp_backward(
 
 
 # -- routed experts ----------------------------------------------------------------------------------------------
-# The N·K picks stand in a line, sorted by expert: pick p is token tokens[p], expert e has those
-# from starts[e] to starts[e + 1]; places [N, K] says where each token's picks stand, experts in ascending order.
+# The N·K picks stand in a line, sorted by expert: pick p is slots[p] of the picks as they came (token · K + rank),
+# expert e has those from starts[e] to starts[e + 1]; places [N, K] says where each token's picks stand, experts in
+# ascending order.
+
+
+@inlined
+def sort_picks(indices, weights, slots, starts, places, sorted_weights):
+    """A counting sort of the picks. Within an expert they stay in order."""
+    (N, K), E = indices.shape, len(starts) - 1
+    for e in range(E + 1):
+        starts[e] = 0
+    for t in range(N):
+        for k in range(K):
+            starts[indices[t, k]] += 1
+    before = 0
+    for e in range(E + 1):  # counts become the places of each expert's next pick
+        starts[e], before = before, before + starts[e]
+    for t in range(N):
+        for k in range(K):
+            p = starts[indices[t, k]]
+            starts[indices[t, k]] += 1
+            slots[p], places[t, k], sorted_weights[p] = t * K + k, p, weights[t, k]
+        for k in range(1, K):
+            p, j = places[t, k], k
+            while j > 0 and places[t, j - 1] > p:
+                places[t, j] = places[t, j - 1]
+                j -= 1
+            places[t, j] = p
+    for e in range(E, 0, -1):
+        starts[e] = starts[e - 1]
+    starts[0] = 0
 
 
 @inlined
@@ -205,10 +234,11 @@ def chunk_of(starts, piece):
 
 
 @inlined
-def gather(x, tokens, first, last, into):
+def gather(x, slots, K, first, last, into):
     for p in range(first, last):
+        t = slots[p] // K
         for i in range(x.shape[1]):
-            into[p, i] = x[tokens[p], i]
+            into[p, i] = x[t, i]
 
 
 @inlined
@@ -237,19 +267,23 @@ def wide(at, size, kind, room):
 
 @parallel
 def experts_forward(
-    rank, threads, words, blas, x, tokens, starts, places, weights, experts, kind, own_wide,
+    rank, threads, words, blas, x, indices, chosen_weights, slots, starts, places, weights, experts, kind, own_wide,
     picked_x, gate, up, hidden, out, y,
 ):  # fmt: skip
-    """y[t] = Σ weight · expert(x[t]). `experts` int64 [E, 3]: addresses of gate_proj, up_proj [F, D], down_proj [D, F].
-    picked_x [picks, D], gate, up, hidden [picks, F] are kept for the backward; out [picks, D] is room to work in, and
-    own_wide [threads, 3, F·D], or [threads, 3, 0] for float32 weights, whose `kind` is float32 [0]."""
+    """y[t] = Σ_k chosen_weights[t, k] · expert indices[t, k] of x[t]. `experts` int64 [E, 3]: the addresses of
+    gate_proj, up_proj [F, D] and down_proj [D, F].
+    slots … weights [picks], picked_x [picks, D], gate, up, hidden [picks, F] are kept for the backward; out [picks, D]
+    is room, and own_wide [threads, 3, F·D], or [threads, 3, 0] for float32 weights, whose `kind` is float32 [0]."""
     D, F = x.shape[1], gate.shape[1]
     x_at, gate_at, up_at = address(picked_x), address(gate), address(up)
     hidden_at, out_at = address(hidden), address(out)
+    if rank == 0:
+        sort_picks(indices, chosen_weights, slots, starts, places, weights)
+    barrier(words, threads)
     e, first, last = chunk_of(starts, take(words, 0))
     while e >= 0:
         n = last - first
-        gather(x, tokens, first, last, picked_x)
+        gather(x, slots, indices.shape[1], first, last, picked_x)
         gate_proj = wide(experts[e, 0], F * D, kind, own_wide[rank, 0])
         up_proj = wide(experts[e, 1], F * D, kind, own_wide[rank, 1])
         down_proj = wide(experts[e, 2], F * D, kind, own_wide[rank, 2])
@@ -266,10 +300,10 @@ def experts_forward(
 
 @parallel
 def experts_backward(
-    rank, threads, words, blas, dy, tokens, starts, places, weights, experts, picked_x, gate, up, hidden,
+    rank, threads, words, blas, dy, slots, starts, places, weights, experts, picked_x, gate, up, hidden,
     picked_dy, dgate, dup, weighted, dpicked, dx, dweights, gradients,
 ):  # fmt: skip
-    """The gradients of `experts_forward`: dx [N, D], dweights [picks] and, at the addresses `gradients` [E, 3], those
+    """The gradients of `experts_forward`: dx [N, D], dweights [N, K] and, at the addresses `gradients` [E, 3], those
     of the experts that were picked. picked_dy, dpicked [picks, D] and dgate, dup, weighted [picks, F] are room.
 
     With r = dy down_proj, before any weighing: dweight = r · hidden, so the experts' answers need not be kept.
@@ -279,7 +313,7 @@ def experts_backward(
     e, first, last = chunk_of(starts, take(words, 0))
     while e >= 0:
         n, at_D, at_F = last - first, 4 * first * D, 4 * first * F
-        gather(dy, tokens, first, last, picked_dy)
+        gather(dy, slots, places.shape[1], first, last, picked_dy)
         product(blas, False, False, n, F, D, ONE, dy_at + at_D, D, experts[e, 2], F, ZERO, dgate_at + at_F, F)
         for p in range(first, last):
             along = ZERO
@@ -287,7 +321,7 @@ def experts_backward(
                 along += dgate[p, f] * hidden[p, f]
                 weighted[p, f] = weights[p] * hidden[p, f]
                 dgate[p, f] *= weights[p]
-            dweights[p] = along
+            dweights[slots[p] // places.shape[1], slots[p] % places.shape[1]] = along
             gated_backward(dgate, gate, up, dup, p)
         product(blas, False, False, n, D, F, ONE, dgate_at + at_F, F, experts[e, 0], D, ZERO, dx_at + at_D, D)
         product(blas, False, False, n, D, F, ONE, dup_at + at_F, F, experts[e, 1], D, ONE, dx_at + at_D, D)

@@ -6,7 +6,7 @@ They are bound by memory: what a row needs is done in one pass over it.
 import numpy as np
 
 from minglm.fast.jit import inlined
-from minglm.fast.kernels import NOTHING, ONE, ZERO, exp
+from minglm.fast.kernels import NOTHING, ONE, ZERO, choose, exp, sigmoid
 from minglm.fast.machine import widen
 from minglm.fast.team import barrier, parallel, share
 
@@ -49,6 +49,23 @@ def norm_backward(rank, threads, words, dy, x, weight, eps, dx, dweight, partial
     barrier(words, threads)
     if rank == 0:
         sum_rows(partial, dweight)
+
+
+@parallel
+def route(
+    rank, threads, words, scores, bias, groups, open_groups, normalise, factor, own_biased, own_weights,
+    indices, weights,
+):  # fmt: skip
+    """The logits in `scores` [N, E] become scores; indices, weights [N, K]: see `router`. own_biased, own_weights
+    [threads, E] are room to work in."""
+    start, stop = share(rank, threads, len(scores))
+    for n in range(start, stop):
+        for e in range(scores.shape[1]):
+            scores[n, e] = sigmoid(scores[n, e])
+        by_expert = own_weights[rank]
+        choose(scores[n], bias, groups, open_groups, normalise, factor, own_biased[rank], by_expert, indices[n])
+        for k in range(indices.shape[1]):
+            weights[n, k] = by_expert[indices[n, k]]
 
 
 @inlined

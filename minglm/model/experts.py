@@ -111,7 +111,7 @@ def moe(
     """
     rows = x.reshape(-1, x.shape[-1])  # -> [N, D]
     # 1. router
-    routing, saved_router = router(rows, params.gate, config, tap, ops)
+    routing, saved_router = getattr(ops, "router", router)(rows, params.gate, config, tap, ops)
     # 2. routed experts
     answers, history = getattr(ops, "routed_experts", routed_experts)(rows, routing, params.experts, tap, ops)
     out = routed = tap("routed", answers)
