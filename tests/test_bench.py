@@ -150,7 +150,7 @@ def test_doctor_prints_every_line(capsys):
     out = capsys.readouterr().out
     for line in (
         "numpy", "scipy", "numba", "BLAS", "compiled kernels", "processor", "features", "largest cache", "free memory",
-        "cores", "MINGLM_THREADS", "threads for a step", "float32, 1 thread", "bfloat16, 1 thread", "NumPy float32",
+        "cores", "MINGLM_THREADS", "threads for decoding", "float32, 1 thread", "bfloat16, 1 thread", "NumPy float32",
     ):  # fmt: skip
         assert line in out
 
@@ -250,8 +250,8 @@ def test_what_is_not_installed_is_left_out_with_a_line_on_how_to_install_it(monk
     monkeypatch.setattr(processes, "find_spec", lambda name: None)
     found = {s.name: s.missing for s in subjects(["torch", "llama.cpp"])}
     assert found["minglm"] == ""
-    assert found["torch"] == 'torch, transformers missing: pip install "minglm[bench]"'
-    assert "gguf missing: pip install" in found["llama.cpp"]
+    assert found["torch"] == "torch, transformers missing: in minglm's folder, pip install -e '.[bench]'"
+    assert "gguf missing: in minglm's folder, pip install" in found["llama.cpp"]
 
 
 def test_an_interpreter_without_llama_cpp_and_one_that_is_not_there(monkeypatch):
@@ -411,7 +411,7 @@ def test_the_roofline_names_its_subjects_axes_and_works(fake):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gguf_file_holds_every_weight_under_llama_cpp_s_names(tmp_path, dtype):
-    gguf = pytest.importorskip("gguf", reason='needs pip install "minglm[bench]"')
+    gguf = pytest.importorskip("gguf", reason="needs pip install -e '.[bench]'")
     from minglm.bench.to_gguf import write_gguf
 
     write_weights(tmp_path / "micro", MICRO, dtype)

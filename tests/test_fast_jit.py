@@ -104,6 +104,27 @@ def test_two_processes_that_compile_at_once_are_both_right_and_a_third_finds_the
     assert not list(cache.rglob("unfinished-*"))
 
 
+SUMS = """
+import numpy as np
+from minglm.fast.ops import FastOps
+x, w = np.random.RandomState(0).standard_normal((40, 12)).astype("f"), np.ones(12, "f")
+print([FastOps(threads).rms_norm(x, w, 1e-5).tobytes().hex() for threads in (1, 2)])
+"""
+
+
+@pytest.mark.parametrize("checks", ["0", "1"])
+def test_code_just_compiled_and_code_from_the_cache_sum_in_the_same_order(tmp_path, checks):
+    """On one thread and on two. A kernel is linked into what starts it: there must be one copy of it that is called."""
+    settings = environment(tmp_path) | {"NUMBA_BOUNDSCHECK": checks}
+    once, again = (
+        subprocess.run([sys.executable, "-c", SUMS], env=settings, capture_output=True, text=True) for _ in range(2)
+    )
+    assert once.stderr == again.stderr == ""
+    one_thread, two_threads = eval(once.stdout)
+    assert one_thread == two_threads
+    assert once.stdout == again.stdout
+
+
 # -- faults: right results, one notice ---------------------------------------------------------------------------
 
 

@@ -1,9 +1,13 @@
 """The fast operations: each equals its twin in the book, in any shape, with the same bits on any number of threads."""
 
+import threading
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from minglm.fast.ops import FastOps, first_keys
 from minglm.fast.team import cores
@@ -220,8 +224,6 @@ def test_results_are_not_overwritten_by_the_next_call():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prefill_fills_the_cache_as_the_book_does(dtype):
-    import ml_dtypes
-
     from minglm.formats.checkpoint import cast
     from minglm.model.params import map_arrays
 
@@ -264,8 +266,53 @@ def test_other_dtypes_and_taps_are_refused():
 def test_strided_weights_are_refused():
     x, w = normal(5, 8), normal(8, 16, seed=1)[:, ::2]
     for call in (lambda: FAST.linear(x, w), lambda: FAST.linear_bwd(x, x, w), lambda: FAST.expert_mlp(x, w, w, w)):
-        with pytest.raises(ValueError, match=r"want contiguous weights, got shape \[8, 8\]"):
+        with pytest.raises(ValueError, match=r"want contiguous float32.* weights of shape \[8, 8\]"):
             call()
+
+
+def test_weights_and_targets_that_do_not_fit_are_refused():
+    """Kernels check nothing: what does not fit would be read, or written, beyond the end of an array."""
+    x, w, short = normal(5, 8), normal(6, 8, seed=1), normal(7)
+    experts = Experts(normal(4, 3, 8), normal(4, 3, 8), normal(4, 8, 3))
+    routing = Routing(np.zeros((5, 1), np.int64), np.ones((5, 1), np.float32))
+    calls = [
+        lambda: FAST.linear(x[:, :7], w),
+        lambda: FAST.linear(x, w, short),
+        lambda: FAST.linear(x, w.astype(">f4")),
+        lambda: FAST.linear(x, w.astype(np.float16)),
+        lambda: FAST.linear_bwd(x, x, w),
+        lambda: FAST.linear_bwd(normal(5, 6), x, w.astype(ml_dtypes.bfloat16)),
+        lambda: FAST.rms_norm(x, short, 1e-5),
+        lambda: FAST.rms_norm_bwd(x, x, short, 1e-5),
+        lambda: FAST.expert_mlp(x, w, w[:5], w.T.copy()),
+        lambda: FAST.expert_mlp(x, w, w, w),
+        lambda: FAST.routed_experts(x, routing, experts._replace(down_proj=experts.gate_proj)),
+        lambda: FAST.routed_experts(x, routing, Experts(*(part.astype(np.float16) for part in experts))),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"want contiguous float32.* weights of shape .* here, got"):
+            call()
+    mixed = experts._replace(up_proj=experts.up_proj.astype(ml_dtypes.bfloat16))
+    with pytest.raises(ValueError, match="of one dtype, got bfloat16 in expert 0"):
+        FAST.routed_experts(x, routing, mixed)
+    for target in (8, 500, 3 * 10**7, -1, -7):
+        with pytest.raises(IndexError, match=f"target {target} is not in a vocabulary of 8"):
+            FAST.cross_entropy(x, np.array([0, 1, target, IGNORE, 2]))
+
+
+def test_products_stay_on_one_thread_until_the_last_caller_leaves():
+    def counts() -> list[int]:
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    first, second, before = FAST.session(), FastOps(1).session(), counts()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(counts()) == {1}
+    leave = threading.Thread(target=second.__exit__, args=(None, None, None))
+    leave.start()
+    leave.join()
+    assert counts() == before
 
 
 def test_a_segment_in_two_places_is_refused():

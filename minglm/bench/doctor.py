@@ -5,6 +5,7 @@ from typing import Any
 from minglm.bench import machine
 from minglm.bench.shapes import SHAPES
 from minglm.config import PRESETS, Config
+from minglm.fast.jit import DISABLE_JIT
 from minglm.fast.team import thread_count
 from minglm.look.tables import table
 
@@ -15,6 +16,9 @@ def doctor(megabytes: float | None = None, size: int = 2048) -> None:
     facts = machine.facts()
     print(table([*_software(facts), *_hardware(facts), *_threads()], ("what", "found")))
     print()
+    if DISABLE_JIT:
+        print("NUMBA_DISABLE_JIT is set: kernels are plain Python, there is nothing to measure.")
+        return
     print(table(_measured(machine.matrix_megabytes() if megabytes is None else megabytes, size), ("measured", "value")))
     print("\nTimings count only while nothing else runs.")
 
@@ -56,7 +60,7 @@ def _threads() -> list[tuple[str, str]]:
         picked = ", ".join(f"{name} {thread_count(None, config)}" for name, config in configs.items())
     except ValueError as error:
         picked = f"none: {error}"
-    return [("MINGLM_THREADS", machine.asked_threads() or "not set"), ("threads for a step", picked)]
+    return [("MINGLM_THREADS", machine.asked_threads() or "not set"), ("threads for decoding", picked)]
 
 
 def _measured(megabytes: float, size: int) -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ def _missing_for_llama(python: str) -> str:
 
 
 def _install(lacking: list[str], more: str = "") -> str:
-    return f'{", ".join(lacking)} missing: pip install "minglm[bench]"{more}' if lacking else ""
+    return f"{', '.join(lacking)} missing: in minglm's folder, pip install -e '.[bench]'{more}" if lacking else ""
 
 
 def measure(subject: Subject, job: Job) -> Answer:

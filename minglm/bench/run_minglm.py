@@ -68,7 +68,7 @@ def _train(model: Model, job: Job) -> dict[str, float]:
 def _trainer(model: Model, batch: Batch) -> Callable[[], None]:
     """What makes one training step, the same every time: loss, gradients, clipping, AdamW."""
     recipe = RECIPES["glm-nano"]
-    state, ops = start(model, recipe), operations(recipe, model.config)
+    state, ops = start(model, recipe), operations(recipe)
 
     def step() -> None:
         nonlocal state

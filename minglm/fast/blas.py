@@ -7,6 +7,8 @@ while kernels use it.
 
 import ctypes
 import functools
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,17 +48,48 @@ def _libraries() -> list[Any]:
     return [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas"]
 
 
+_guard = threading.Lock()
+_inside = 0  # how many are within `one_thread_each`, on whatever thread
+_changed: list[tuple[Any, int]] = []
+
+
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Within: a matrix product runs on the thread that asks for it."""
-    changed = [(lib, count) for lib in _libraries() if (count := lib.num_threads) != 1]
-    for lib, _ in changed:
-        lib.set_num_threads(1)
+    """Within: a matrix product runs on the thread that asks for it. The first in changes the libraries' settings, the
+    last out restores them."""
+    global _inside, _changed
+    with _guard:
+        if _inside == 0:
+            _changed = [(lib, count) for lib in _libraries() if (count := lib.num_threads) != 1]
+            for lib, _ in _changed:
+                _set_threads(lib, 1)
+        _inside += 1
     try:
         yield
     finally:
-        for lib, count in changed:
-            lib.set_num_threads(count)
+        with _guard:
+            _inside -= 1
+            if _inside == 0:
+                for lib, count in _changed:
+                    _set_threads(lib, count)
+
+
+def _set_threads(library: Any, count: int) -> None:
+    """On whatever thread: threadpoolctl 3.8 heeds the first one that sets a count, and silently no other."""
+    let_go = getattr(library, "clear_controlling_thread", lambda force: None)
+    let_go(force=True)
+    library.set_num_threads(count)
+    let_go(force=True)
+
+
+def _after_fork() -> None:
+    """The child's only thread is within nothing, whatever the parent's others were doing."""
+    global _guard, _inside
+    _guard, _inside = threading.Lock(), 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @intrinsic

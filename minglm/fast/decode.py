@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minglm.fast.jit import inlined, kernel
+from minglm.fast.jit import inlined, stage
 from minglm.fast.kernels import (
     CHUNK,
     NOT_PICKED,
@@ -166,7 +166,7 @@ def begin(rank, threads, sizes, weights, tokens, cache, room):
         room.firsts[n] = first_key(cache.segments, b, tokens.slots[n], tokens.segments[n])
 
 
-@kernel
+@stage
 def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
     """Each head from start to end: project, add the bias, norm, rotate; keys and values go straight into the cache."""
     N, d, H, G = tokens.N[0], sizes.d, sizes.H, sizes.G
@@ -200,7 +200,7 @@ def normalise_rows(N, x, weight, eps, into, mine):
         normalise_row(x, n, weight, eps, into, mine + n)
 
 
-@kernel
+@stage
 def attend(rank, threads, layer, sizes, tokens, cache, room):
     """Chunk by chunk of each row's keys, for all query heads that share them. Query head h reads key/value head h // R.
     The chunks of all rows stand in one line, of which this rank takes its share."""
@@ -254,7 +254,7 @@ def enter_mlp(rank, layer, sizes, weights, tokens, room):
     room.own_picked[rank, 0] = sizes.E
 
 
-@kernel
+@stage
 def score_experts(rank, threads, layer, sizes, weights, tokens, room):
     """Score a share of the experts for each row."""
     mine = rank * len(room.x)
@@ -265,7 +265,7 @@ def score_experts(rank, threads, layer, sizes, weights, tokens, room):
             room.router_scores[n, e] = sigmoid(dot(router, e, room.own_normed, mine + n))
 
 
-@kernel
+@stage
 def pick_experts(rank, layer, sizes, weights, tokens, room):
     """Choose each row's experts, and list those that anybody picked, then E, the shared one. Returns their number."""
     bias = vector(weights.layers[layer, ROUTER_BIAS], sizes.E)
@@ -293,7 +293,7 @@ def where(weights, sizes, layer, e, part):
     return weights.layers[layer, GATE + part], sizes.dense_F if layer < sizes.dense_layers else sizes.shared_F
 
 
-@kernel
+@stage
 def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
     """silu(gate_proj x) · up_proj x for each expert. All their outputs stand in one line, of which this rank takes its
     share. Row j · N + n of `gate` and `up` is row n at the j-th picked expert."""
@@ -315,7 +315,7 @@ def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
                 silu_times(room.gate, room.up, j * N + n, first, last)
 
 
-@kernel
+@stage
 def contract(rank, threads, layer, picked, sizes, weights, tokens, room):
     """x + Σ weight · down_proj(hidden), the experts in the order of their numbers and the shared one last."""
     N = tokens.N[0]

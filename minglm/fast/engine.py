@@ -8,6 +8,7 @@ import numpy as np
 from minglm.config import Config
 from minglm.fast import decode
 from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
+from minglm.fast.jit import DISABLE_JIT
 from minglm.fast.kernels import CHUNK, NOT_PICKED
 from minglm.fast.ops import shared_ops
 from minglm.fast.team import team, thread_count
@@ -49,9 +50,10 @@ class AddressBook:
 
     def __init__(self, params: Params, config: Config):
         stored = params.norm.weight.dtype
-        if stored.name not in ("float32", "bfloat16"):
+        if stored.name not in ("float32", "bfloat16") or not stored.isnative:
+            kind = stored.name if stored.isnative else f"{stored.name} of another byte order"
             raise ValueError(
-                f"the fast engine reads float32 and bfloat16 weights, these are {stored.name}; use engine='numpy'"
+                f"the fast engine reads float32 and bfloat16 weights, these are {kind}; use engine='numpy'"
             )
         found, wanted = ({name for name, _ in walk_stacked(p._replace(mtp=()))} for p in (params, shapes(config)))
         if found != wanted:
@@ -122,6 +124,7 @@ class AddressBook:
 
 
 PIECE = 8  # tokens of a short prompt that go through the step together
+PROMPT = 2048  # tokens of a long one that go through the book's functions together: it bounds their buffers
 
 
 class FastEngine:
@@ -130,7 +133,7 @@ class FastEngine:
     def __init__(self, params: Params, config: Config, capacity: int, threads: int | None = None):
         """Raises ValueError for weights that are not float32 or bfloat16, or not contiguous."""
         threads = thread_count(threads, config)
-        self.name = f"fast engine, {threads} thread" + "s" * (threads > 1)
+        self.name = "fast engine, JIT off" if DISABLE_JIT else f"fast engine, {threads} thread" + "s" * (threads > 1)
         self._params, self._config, self._threads = params, config, threads
         self._decoder = Decoder(params, config, PIECE, threads)
         self._cache = KVCache(config, capacity=capacity)
@@ -140,7 +143,9 @@ class FastEngine:
         if len(ids) > 2 * PIECE:
             ops = shared_ops(self._threads)
             with ops.session():
-                transformer(np.array([ids[:-1]], np.int64), self._params, self._config, self._cache, ops=ops)
+                for start in range(0, len(ids) - 1, PROMPT):
+                    piece = np.array([ids[start : min(start + PROMPT, len(ids) - 1)]], np.int64)
+                    transformer(piece, self._params, self._config, self._cache, ops=ops)
             ids = ids[-1:]
         for start in range(0, len(ids), PIECE):
             piece = np.array([ids[start : start + PIECE]], np.int64)

@@ -25,13 +25,15 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
 
 # What the compiler may do with floats: sum in another order (so that it can use vector registers) and fuse a product
 # with a sum. Nothing that assumes away NaN or infinity: masks use them.
 FLAGS = {"reassoc", "contract"}
 DISABLE_JIT = bool(numba.config.DISABLE_JIT)
+ONE_THREAD = DISABLE_JIT or bool(numba.config.BOUNDSCHECK)  # a rank that finds an error leaves the others waiting
 KEPT = 4  # cache folders of other versions, last used, that stay when a new one is made
 
 
@@ -45,6 +47,41 @@ def kernel(function: Callable[..., Any]) -> Any:
     compiled = numba.njit(**OPTIONS)(function)
     if not DISABLE_JIT and (folder := cache_folder()) is not None:
         compiled._cache = _Cache(function, folder)
+    return compiled
+
+
+class _Unfinished(JITCodeLibrary):
+    """Code that is neither optimised nor loaded by itself, but with the kernel into which it is linked. (Loaded code
+    of the same name would also be called in place of the kernel's own, which may sum in another order.)"""
+
+    def _optimize_final_module(self) -> None: ...
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+class _Stage(Compiler):
+    """Stops before machine code."""
+
+    def __init__(self, typing: Any, target: Any, library: Any, args: Any, returns: Any, flags: Any, local: Any):
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        super().__init__(typing, target, _Unfinished(target.codegen(), "stage"), args, returns, flags, local)
+
+    def _compile_core(self) -> Any:
+        compiled = super()._compile_core()
+
+        def entry(*_: Any) -> None:
+            raise TypeError(f"{compiled.fndesc.qualname} is called by kernels only")
+
+        compiled.target_context.insert_user_function(entry, compiled.fndesc, [compiled.library])
+        return compiled._replace(entry_point=entry)
+
+
+def stage(function: Callable[..., Any]) -> Any:
+    """A part of a kernel, which only kernels call. It is compiled by itself, and kept with the kernel it is part of."""
+    compiled = numba.njit(**OPTIONS, pipeline_class=_Stage)(function)
+    if not DISABLE_JIT:
+        compiled.add_overload = lambda result: compiled.overloads.update({tuple(result.signature.args): result})
     return compiled
 
 
@@ -120,6 +157,7 @@ class _Cache:
         try:
             data = path.read_bytes()
         except OSError:
+            _say_compiling()
             return None
         try:
             checksum, code = data[:32], data[32:]
@@ -154,6 +192,13 @@ class _Cache:
     def disable(self) -> None: ...
 
     def flush(self) -> None: ...
+
+
+@functools.cache
+def _say_compiling() -> None:
+    """Once per process, to who looks at a screen: the first token takes its time."""
+    if sys.stderr.isatty():
+        print("minglm: compiling kernels for this processor, once; some ten seconds …", file=sys.stderr)
 
 
 _noticed: set[str] = set()

@@ -115,6 +115,7 @@ def publish(typing, words, at, kernel, arguments):
         name = f"part_of_{compiled.fndesc.llvm_func_name}"
         function = ir.Function(builder.module, kind, name)
         function.linkage = "internal"
+        function.attributes.add("noinline")  # a copy for one thread might sum in another order
         rank, threads, address = function.args
         inside = ir.IRBuilder(function.append_basic_block())
         each = cgutils.unpack_tuple(inside, inside.load(inside.inttoptr(address, packed.as_pointer()), typ=packed))

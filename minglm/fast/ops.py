@@ -69,12 +69,15 @@ class CrossEntropySaved(NamedTuple):
 
 
 class FastOps:
-    """The operations on a team of `threads`, with buffers that are used again from step to step.
+    """The operations on a team of `threads`, with buffers that are used again from step to step and, outside a
+    session, stay as long as the object.
 
-    Nothing in a result depends on the number of threads. One caller at a time.
+    Nothing in a result depends on the number of threads. One caller at a time. Weights that do not fit raise
+    ValueError.
     """
 
     embed = staticmethod(embed)
+    one_thread_each = staticmethod(one_thread_each)
 
     def __init__(self, threads: int):
         self._team = team(threads)
@@ -127,9 +130,9 @@ class FastOps:
             return record
         return map_record(lambda name, array: array if array.ndim > 1 else array.astype(dtype, copy=False), record)
 
-    def _wide(self, weight: Array) -> Array:
-        """A weight as float32. Raises ValueError for one whose numbers do not stand together."""
-        check_contiguous(weight)
+    def _wide(self, weight: Array, *shape: int) -> Array:
+        """A weight of this shape as float32."""
+        check(weight, *shape, bfloat16=True)
         if weight.dtype == np.float32:
             return weight
         wide = self.like(weight)
@@ -141,13 +144,15 @@ class FastOps:
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:  # [.., in] -> [.., out]
         x_rows = flat(x)
         y = self.empty(len(x_rows), len(weight))
-        self._run_products(products.linear_forward, x_rows, self._wide(weight), NO_BIAS if bias is None else bias, y)
+        wide = self._wide(weight, len(weight), x.shape[-1])
+        bias = NO_BIAS if bias is None else check(bias, len(weight))
+        self._run_products(products.linear_forward, x_rows, wide, bias, y)
         return y.reshape(*x.shape[:-1], len(weight))
 
     def linear_bwd(
         self, dy: Array, x: Array, weight: Array, bias: Array | None = None
     ) -> tuple[Array, Array, Array | None]:
-        check_contiguous(weight)
+        check(weight, dy.shape[-1], x.shape[-1])
         dy_rows, x_rows = flat(dy), flat(x)
         dx, dweight = self.like(x_rows), self.like(weight)
         dbias = NO_BIAS if bias is None else self.like(bias)
@@ -161,10 +166,11 @@ class FastOps:
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         x_rows = flat(x)
         y = self.like(x_rows)
-        self._run(rows.norm_forward, x_rows, weight, np.float32(eps), y)
+        self._run(rows.norm_forward, x_rows, check(weight, x.shape[-1]), np.float32(eps), y)
         return y.reshape(x.shape)
 
     def rms_norm_bwd(self, dy: Array, x: Array, weight: Array, eps: float) -> tuple[Array, Array]:
+        check(weight, x.shape[-1])
         x_rows = flat(x)
         dx, dweight, partial = (
             self.like(x_rows),
@@ -216,9 +222,10 @@ class FastOps:
         self, x: Array, gate_proj: Array, up_proj: Array, down_proj: Array, tap: Tap = no_tap
     ) -> tuple[Array, MlpSaved]:  # [.., D] -> [.., D]
         _refuse(tap)
-        x_rows = flat(x)
-        gate, up, hidden = (self.empty(len(x_rows), len(gate_proj)) for _ in range(3))
-        y, weights = self.like(x_rows), [self._wide(w) for w in (gate_proj, up_proj, down_proj)]
+        x_rows, F, D = flat(x), len(gate_proj), x.shape[-1]
+        gate, up, hidden = (self.empty(len(x_rows), F) for _ in range(3))
+        weights = self._wide(gate_proj, F, D), self._wide(up_proj, F, D), self._wide(down_proj, D, F)
+        y = self.like(x_rows)
         self._run_products(products.mlp_forward, x_rows, *weights, gate, up, hidden, y)
         return y.reshape(x.shape), MlpSaved(x_rows, gate, up, hidden)
 
@@ -226,6 +233,7 @@ class FastOps:
         self, dy: Array, saved: MlpSaved, gate_proj: Array, up_proj: Array, down_proj: Array
     ) -> tuple[Array, Array, Array, Array]:
         x, gate, up, hidden = saved
+        check(down_proj, x.shape[-1], gate.shape[-1])
         grads = self.like(x), self.like(gate_proj), self.like(up_proj), self.like(down_proj)
         partials = self.empty(3, -(-len(x) // products.LONG), gate_proj.size)
         weights, room = (gate_proj, up_proj, down_proj), (self.like(up), self.like(gate), partials)
@@ -245,7 +253,7 @@ class FastOps:
         routing = Routing(np.empty((N, K), np.int64), self.empty(N, K))
         how = c.n_group, c.topk_group, c.norm_topk_prob, np.float32(c.routed_scaling_factor)
         room = (self.empty(self._team.threads, E) for _ in range(2))
-        self._run(rows.route, scores, np.ascontiguousarray(params.e_score_correction_bias), *how, *room, *routing)
+        self._run(rows.route, scores, check(params.e_score_correction_bias, E), *how, *room, *routing)
         return routing, RouterSaved(x, scores, routing)
 
     def routed_experts(
@@ -262,7 +270,9 @@ class FastOps:
         own_wide = self.empty(self._team.threads, 3, 0 if stored == np.float32 else F * x.shape[1])
         room = kind, own_wide, picked_x, gate, up, hidden, out
         picks = np.ascontiguousarray(routing.indices), flat(routing.weights)
-        self._run_products(products.experts_forward, flat(x), *picks, *visits[:4], _addresses(params), *room, y)
+        self._run_products(
+            products.experts_forward, flat(x), *picks, *visits[:4], _addresses(params, F, x.shape[1]), *room, y
+        )
         return y, visits
 
     def routed_experts_bwd(
@@ -276,7 +286,8 @@ class FastOps:
             for part in grads:
                 part[e] = 0
         room = picked_dy, dgate, dup, weighted, dpicked
-        books = _addresses(params), _addresses(grads)
+        shape = visits.gate.shape[1], dy.shape[1]
+        books = _addresses(params, *shape, bfloat16=False), _addresses(grads, *shape)
         self._run_products(
             products.experts_backward, flat(dy), *visits[:4], books[0], *visits[4:], *room, dx, dweights, books[1]
         )
@@ -318,6 +329,9 @@ class FastOps:
 
     def cross_entropy(self, logits: Array, targets: Array) -> tuple[Any, CrossEntropySaved]:  # [.., V], [..] -> scalar
         logit_rows, flat_targets = flat(logits), np.ascontiguousarray(targets).reshape(-1)
+        wrong = (flat_targets != IGNORE) & ((flat_targets < 0) | (flat_targets >= logits.shape[-1]))
+        if wrong.any():
+            raise IndexError(f"target {flat_targets[wrong][0]} is not in a vocabulary of {logits.shape[-1]}")
         losses, totals = np.empty(len(logit_rows), np.float32), np.empty((len(logit_rows), 2), np.float32)
         self._run(rows.entropy_forward, logit_rows, flat_targets, IGNORE, losses, totals)
         loss = losses.sum() / np.float32(max(int((flat_targets != IGNORE).sum()), 1))
@@ -347,19 +361,27 @@ def flat(x: Array, axes: int = 1) -> Array:
     return np.ascontiguousarray(x).reshape(-1, *x.shape[x.ndim - axes :])
 
 
-def check_contiguous(weight: Array) -> None:
-    if not weight.flags.c_contiguous:
+def check(weight: Array, *shape: int, bfloat16: bool = False) -> Array:
+    """The weight, if kernels can read it. Raises ValueError for another shape or dtype, and for strides."""
+    wanted, stored = ("float32", "bfloat16") if bfloat16 else ("float32",), weight.dtype
+    fits = weight.shape == shape and weight.flags.c_contiguous
+    if not fits or stored.name not in wanted or not stored.isnative:
         raise ValueError(
-            f"the fast operations want contiguous weights, got shape {list(weight.shape)} with strides "
-            f"{weight.strides}; use np.ascontiguousarray"
+            f"the fast operations want contiguous {' or '.join(wanted)} weights of shape {list(shape)} here, got "
+            f"{stored} of shape {list(weight.shape)} with strides {weight.strides}; "
+            "use np.ascontiguousarray, or minglm.model.ops"
         )
+    return weight
 
 
-def _addresses(params: Experts) -> Array:  # -> int64 [E, 3]
+def _addresses(params: Experts, F: int, D: int, bfloat16: bool = True) -> Array:  # -> int64 [E, 3]
     """Where each expert's matrices begin: base + offset where they are stacked, one by one where they are not."""
-    for part in params:
-        check_contiguous(part[0])
-    if all(isinstance(part, np.ndarray) for part in params):
+    stacked = all(isinstance(part, np.ndarray) for part in params)
+    for e in range(1 if stacked else len(params.gate_proj)):
+        for part, shape in zip(expert(params, e), ((F, D), (F, D), (D, F)), strict=True):
+            if check(part, *shape, bfloat16=bfloat16).dtype != params.gate_proj[0].dtype:
+                raise ValueError(f"experts of a layer are of one dtype, got {part.dtype} in expert {e}")
+    if stacked:
         return np.stack([part.ctypes.data + np.arange(len(part)) * part.strides[0] for part in params], axis=1)
     return np.array([[part.ctypes.data for part in expert(params, e)] for e in range(len(params.gate_proj))])
 

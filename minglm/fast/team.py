@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minglm.config import Config
-from minglm.fast.jit import DISABLE_JIT, inlined, kernel
+from minglm.fast.jit import DISABLE_JIT, ONE_THREAD, inlined, kernel, stage
 from minglm.fast.machine import call_published, fetch_add, give_way, load, publish, swap_if
 
 # -- how many ----------------------------------------------------------------------------------------------------
@@ -35,18 +35,21 @@ def cores() -> int:
         return count
 
 
-def thread_count(asked: int | None, config: Config) -> int:
-    """How many threads to use: `asked`, else MINGLM_THREADS, else one for every 4 MB that a token reads, at most one
-    per core: below that, waiting for each other takes longer than the reading. Without the JIT it is one.
+def thread_count(asked: int | None, decoding: Config | None = None) -> int:
+    """How many threads to use: `asked`, else MINGLM_THREADS, else all cores; but for decoding with a model of this
+    config at most one for each begun 4 MB of float32 weights that a token needs, because below that, waiting for each
+    other takes longer than the reading. Without the JIT, or when it checks bounds, it is one.
     Raises ValueError outside 1 … cores."""
-    if asked is None and not (given := os.environ.get("MINGLM_THREADS")):
-        return 1 if DISABLE_JIT else min(cores(), 1 + config.count_parameters().active * 4 // 4_000_000)
+    given = os.environ.get("MINGLM_THREADS")
+    if asked is None and not given:
+        most = cores() if decoding is None else 1 + decoding.count_parameters().active * 4 // 4_000_000
+        return 1 if ONE_THREAD else min(cores(), most)
     name, value = ("threads", asked) if asked is not None else ("MINGLM_THREADS", given)
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
+    if name == "MINGLM_THREADS" and given and given.strip().isdecimal():
+        value = int(given)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= cores():
         raise ValueError(f"{name} = {value!r} must be a whole number between 1 and {cores()}, the cores there are")
-    return 1 if DISABLE_JIT else int(value)
+    return 1 if ONE_THREAD else int(value)
 
 
 # -- inside kernels ----------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ def take(words, stage):
     return fetch_add(words, NEXT + 8 * stage, 1)
 
 
-@kernel
+@stage
 def barrier(words, threads):
     """Wait until every rank is here."""
     if threads == 1:
@@ -89,7 +92,7 @@ def barrier(words, threads):
             give_way()
 
 
-@kernel
+@stage
 def wait_for_task(words, number):
     """A worker: wait for task `number`. False: none came for a while, and the worker goes home."""
     for looks in range(PATIENCE):
@@ -117,12 +120,12 @@ def serve(rank, threads, words):
 
 def parallel(body: Callable[..., None]) -> Any:
     """A kernel `body(rank, threads, words, …)` that all ranks of a team run at the same time: `team.run(name, …)`."""
-    part = kernel(body)
+    part = stage(body)
 
     def launch(words, threads, *arguments):
         number = load(words, TASK)
-        for stage in range(STAGES):
-            words[NEXT + 8 * stage] = 0
+        for each in range(STAGES):
+            words[NEXT + 8 * each] = 0
         publish(words, FUNCTION, part, (words, *arguments))
         if threads > 1 and (number == CLOSED or not swap_if(words, TASK, number, number + 1)):
             return False  # the workers went home
@@ -168,7 +171,7 @@ class Team:
                 return
             while not task(self.words, threads, *arguments):
                 self._gather()
-            if self.words[FAILED]:  # only with NUMBA_BOUNDSCHECK=1
+            if self.words[FAILED]:  # only with NUMBA_BOUNDSCHECK=1, which has one rank
                 self.words[FAILED] = 0
                 raise RuntimeError("an error in a kernel; NUMBA_DISABLE_JIT=1 shows where")
 
@@ -240,7 +243,7 @@ _teams: weakref.WeakSet[Team] = weakref.WeakSet()
 @functools.cache
 def team(threads: int) -> Team:
     """The process's team of this size."""
-    return Team(threads)
+    return Team(1 if ONE_THREAD else threads)
 
 
 def _after_fork() -> None:

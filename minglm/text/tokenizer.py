@@ -200,7 +200,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, digits: int = 1) -> T
     base_size = vocab_size - len(ADDED_TOKENS)
     if base_size < 256:
         raise ValueError(
-            f"vocab_size is {vocab_size}; the smallest is {256 + len(ADDED_TOKENS)}: 256 bytes and 36 tags"
+            f"vocab_size is {vocab_size}; the smallest is {256 + len(ADDED_TOKENS)}: 256 bytes and 36 tags; "
+            "take a model with a larger vocabulary, such as glm-nano"
         )
     if digits < 1:
         raise ValueError(f"digits is {digits}; wanted 1 (a token per digit) to 3 (as GLM-4.5) or more")

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minglm.api import Model
-from minglm.config import Config
 from minglm.data.batches import Batch
 from minglm.formats.checkpoint import load_checkpoint, write_tensors
 from minglm.formats.files import only_one, write_text
@@ -75,14 +74,15 @@ def start(model: Model, recipe: Recipe) -> State:
     return State(params, AdamW.start(params, weight_decay=recipe.weight_decay), 0)
 
 
-def operations(recipe: Recipe, config: Config, threads: int | None = None) -> Any:
-    """What the recipe's engine computes with, for `train_step`. Its results do not depend on `threads`."""
+def operations(recipe: Recipe, threads: int | None = None) -> Any:
+    """What the recipe's engine computes with, for `train_step`, on all cores unless `threads` or MINGLM_THREADS say
+    otherwise; the results do not depend on it."""
     if recipe.engine == "numpy":
         return numpy_ops
     from minglm.fast.ops import FastOps
     from minglm.fast.team import thread_count
 
-    return FastOps(thread_count(threads, config))
+    return FastOps(thread_count(threads))
 
 
 def train_step(state: State, batch: Batch, model: Model, recipe: Recipe, ops: Any = numpy_ops) -> tuple[State, Metrics]:
@@ -175,9 +175,10 @@ def _train(
 ) -> Model:
     from threadpoolctl import threadpool_limits
 
-    ops = operations(recipe, model.config, threads)
+    ops = operations(recipe, threads)
     with (
-        threadpool_limits(1),  # so that sums do not depend on the machine's cores, and NumPy's threads do not wait
+        # so that sums do not depend on the machine's cores, and NumPy's threads do not wait
+        threadpool_limits(1) if ops is numpy_ops else ops.one_thread_each(),
         _CtrlC() as ctrl_c,
         _Log(run, state.step) as log,
         _Progress(state.step, recipe, progress) as bar,
