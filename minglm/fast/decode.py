@@ -5,8 +5,8 @@ does it. `threads` ranks run this code at the same time; each stage gives every 
 reading weights is all the work there is, and ends at a `barrier` where the ranks wait for each other. What is cheaper
 to repeat than to wait for (norms, the choice of experts) every rank computes for itself, in room of its own.
 
-An output is always one whole `dot` of one rank, and rows do not know of each other, so a row's bits depend neither on
-the number of threads nor on what else is in the batch.
+An output of a matrix is always one whole `dot` of one rank, keys go in chunks that are counted from the first, and rows
+do not know of each other: so a row's bits depend neither on the number of threads nor on what else is in the batch.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ from minglm.fast.team import barrier, parallel, share
 
 
 class Sizes(NamedTuple):
-    """The config's numbers that kernels need; letters as in the glossary."""
+    """The config's numbers that kernels need; letters as in the glossary, F for the routed experts."""
 
     layers: int
     dense_layers: int
@@ -93,7 +93,8 @@ class Cache(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What the stages leave for each other, for N rows; `own` arrays have N rows for each rank, or one."""
+    """What the stages leave for each other, for N rows. Of an `own` array each rank writes only its part: own[rank], or
+    for [threads · N, …] the rows from `mine` = rank · N on."""
 
     x: np.ndarray  # [N, D] the residual stream
     positions: np.ndarray  # int64 [N]
@@ -106,7 +107,7 @@ class Room(NamedTuple):
     heads: np.ndarray  # [N, H·d]
     router_scores: np.ndarray  # [N, E]
     own_biased: np.ndarray  # [threads, E]
-    own_weights: np.ndarray  # [threads, N, E + 1] the last for the shared expert: 1
+    own_weights: np.ndarray  # [threads, N, E + 1] combine weights, or NOT_PICKED; the last, the shared expert's, is 1
     own_picks: np.ndarray  # int64 [threads, K]
     own_picked: np.ndarray  # int64 [threads, E + 1] the experts that somebody picked, in order
     gate: np.ndarray  # [(picked + 1) · N, F] and after the activation: hidden
@@ -121,20 +122,23 @@ class Room(NamedTuple):
 
 @parallel
 def step(rank, threads, words, sizes, weights, tokens, cache, room):
-    """One rank's part in taking the tokens through the model: `minglm.model.transformer`, `layer` and `experts`."""
+    """One rank's part in taking the tokens through the model, as `minglm.model.transformer` does. Keys and values go into
+    the cache here; who calls has written the new segments and moves the cache's length afterwards."""
     begin(rank, threads, sizes, weights, tokens, cache, room)
     barrier(words, threads)
     for layer in range(sizes.layers):
-        # 1. attention
+        # attention.py: 1. project, 2. norm, 3. rotate, 4. remember
         project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
         barrier(words, threads)
+        # 5. attend
         attend(rank, threads, layer, sizes, tokens, cache, room)
         barrier(words, threads)
         join_heads(rank, threads, sizes, tokens, room)
         barrier(words, threads)
+        # 6. project back, and layer.py: add to the residual stream
         project_back(rank, threads, layer, sizes, weights, tokens, room)
         barrier(words, threads)
-        # 2. MLP or experts
+        # layer.py: norm; experts.py: 1. router, 2. routed experts with 3. the shared expert, or the dense MLP
         enter_mlp(rank, layer, sizes, weights, tokens, room)
         picked = 0
         if layer >= sizes.dense_layers:
@@ -170,7 +174,7 @@ def begin(rank, threads, sizes, weights, tokens, cache, room):
 def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
     """Each head from start to end: project, add the bias, norm, rotate; keys and values go straight into the cache."""
     N, d, H, G = tokens.N[0], sizes.d, sizes.H, sizes.G
-    at, x, mine = weights.layers[layer], room.own_head, rank * len(room.x)
+    at, own, mine = weights.layers[layer], room.own_head, rank * len(room.x)
     normalise_rows(N, room.x, vector(at[INPUT_NORM], sizes.D), sizes.eps, room.own_normed, mine)
     start, stop = share(rank, threads, H + 2 * G)
     for unit in range(start, stop):  # the heads of q, then of k, then of v
@@ -179,19 +183,19 @@ def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
         weight, bias = matrix(at[Q + part], heads * d, sizes.D, weights.kind), vector(at[Q_BIAS + part], heads * d)
         for i in range(d):
             for n in range(N):
-                x[mine + n, i] = dot(weight, head * d + i, room.own_normed, mine + n) + bias[head * d + i]
+                own[mine + n, i] = dot(weight, head * d + i, room.own_normed, mine + n) + bias[head * d + i]
         for n in range(N):
             if part < 2 and sizes.head_norm:
-                normalise_row(x, mine + n, vector(at[Q_NORM + part], d), sizes.eps, x, mine + n)
+                normalise_row(own, mine + n, vector(at[Q_NORM + part], d), sizes.eps, own, mine + n)
             if part < 2:
-                turn(x, mine + n, cache.cos, cache.sin, room.positions[n])
+                turn(own, mine + n, cache.cos, cache.sin, room.positions[n])
             for i in range(d):
                 if part == 0:
-                    room.q[n, head, i] = x[mine + n, i]
+                    room.q[n, head, i] = own[mine + n, i]
                 elif part == 1:
-                    cache.k[layer, tokens.rows[n], tokens.slots[n], head, i] = x[mine + n, i]
+                    cache.k[layer, tokens.rows[n], tokens.slots[n], head, i] = own[mine + n, i]
                 else:
-                    cache.v[layer, tokens.rows[n], tokens.slots[n], head, i] = x[mine + n, i]
+                    cache.v[layer, tokens.rows[n], tokens.slots[n], head, i] = own[mine + n, i]
 
 
 @inlined
@@ -295,8 +299,9 @@ def where(weights, sizes, layer, e, part):
 
 @stage
 def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
-    """silu(gate_proj x) · up_proj x for each expert. All their outputs stand in one line, of which this rank takes its
-    share. Row j · N + n of `gate` and `up` is row n at the j-th picked expert."""
+    """silu(gate_proj x) · up_proj x for each expert. All their outputs stand in one line, F of each and those of the
+    shared expert last, of which this rank takes its share. Row j · N + n of `gate` and `up` is row n at the j-th picked
+    expert."""
     N, mine = tokens.N[0], rank * len(room.x)
     start, stop = share(rank, threads, picked * sizes.F + where(weights, sizes, layer, sizes.E, 0)[1])
     for j in range(picked + 1):
@@ -304,7 +309,10 @@ def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
         address, F = where(weights, sizes, layer, e, 0)
         gate_proj = matrix(address, F, sizes.D, weights.kind)
         up_proj = matrix(where(weights, sizes, layer, e, 1)[0], F, sizes.D, weights.kind)
-        first, last = max(start - j * sizes.F, 0), max(min(stop - j * sizes.F, F), 0)  # as a slice, −1 is no end
+        first, last = (
+            max(start - j * sizes.F, 0),
+            max(min(stop - j * sizes.F, F), 0),
+        )  # 0 … 0 where nothing is mine: a slice to −1 would be all
         for f in range(first, last):
             for n in range(N):
                 if room.own_weights[rank, n, e] != NOT_PICKED:
