@@ -122,8 +122,8 @@ class Room(NamedTuple):
 
 @parallel
 def step(rank, threads, words, sizes, weights, tokens, cache, room):
-    """One rank's part in taking the tokens through the model, as `minglm.model.transformer` does. Keys and values go into
-    the cache here; who calls has written the new segments and moves the cache's length afterwards."""
+    """One rank's part in taking the tokens through the model, as `minglm.model.transformer` does. Keys and values go
+    into the cache here; who calls has written the new segments and moves the cache's length afterwards."""
     begin(rank, threads, sizes, weights, tokens, cache, room)
     barrier(words, threads)
     for layer in range(sizes.layers):
@@ -309,10 +309,7 @@ def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
         address, F = where(weights, sizes, layer, e, 0)
         gate_proj = matrix(address, F, sizes.D, weights.kind)
         up_proj = matrix(where(weights, sizes, layer, e, 1)[0], F, sizes.D, weights.kind)
-        first, last = (
-            max(start - j * sizes.F, 0),
-            max(min(stop - j * sizes.F, F), 0),
-        )  # 0 … 0 where nothing is mine: a slice to −1 would be all
+        first, last = max(start - j * sizes.F, 0), max(min(stop - j * sizes.F, F), 0)  # nothing of it: last ≤ first
         for f in range(first, last):
             for n in range(N):
                 if room.own_weights[rank, n, e] != NOT_PICKED:
