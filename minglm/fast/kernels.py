@@ -1,4 +1,4 @@
-"""The small kernels: one row, one head or one token each. The steps in `decode.py` only call them.
+"""The small kernels: one row, one token, or the heads that share a key each. The stages in `decode.py` only call them.
 
 Twins of functions in `minglm.model`: `dot` is an output of `linear`, `normalise_row` is `rms_norm`, `turn` is `rope`,
 `attend_keys` with `join_parts` is `attend`, `choose` is `router`, `silu_times` is `swiglu`. All sums are in float32, in

@@ -1,7 +1,8 @@
 """What kernels need of the machine and Numba does not offer: atomic integers, arrays at an address, bfloat16.
 
 Each function is there twice: as plain Python, which says what it does and runs when the JIT is off (then there is one
-thread, and atomic means nothing), and above it as the instructions that the compiler puts in its place.
+thread, and atomic means nothing), and above it as the instructions that the compiler puts in its place. To understand
+the kernels the plain ones, and the docstrings of `publish` and `call_published`, are enough.
 """
 
 import ctypes

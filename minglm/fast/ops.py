@@ -22,7 +22,7 @@ from minglm.model.params import Experts, Router, expert, map_record
 from minglm.model.router import RouterSaved, Routing
 
 NO_BIAS = np.zeros(0, np.float32)
-KEPT = 1 << 28
+KEPT = 1 << 28  # bytes of buffers that stay after a session
 POOLED = 1 << 18  # bytes; smaller arrays come from NumPy, which is quick there
 
 

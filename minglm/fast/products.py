@@ -1,6 +1,8 @@
 """Kernels around matrix products: linear maps, gated MLPs and routed experts, with their backwards.
 
 A product is cut into tiles, an expert's tokens into chunks, both by size alone; the ranks take one after the other.
+Where a stage has several products, their tiles stand in one line: a rank that holds piece 9 when the first product has
+8 goes on with the second's tile 1. Parts of arrays are given by address, so `+ 4 * n` means n numbers further on.
 """
 
 from minglm.fast.blas import address, product

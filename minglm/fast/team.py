@@ -119,7 +119,11 @@ def serve(rank, threads, words):
 
 
 def parallel(body: Callable[..., None]) -> Any:
-    """A kernel `body(rank, threads, words, …)` that all ranks of a team run at the same time: `team.run(name, …)`."""
+    """A kernel `body(rank, threads, words, …)` that all ranks of a team run at the same time: `team.run(name, …)`.
+
+    What the name then stands for is the caller's side, `launch(words, threads, …)`: it publishes the body and its
+    arguments, counts TASK up, which the workers wait for, does the part of rank 0, and meets the others at a barrier.
+    """
     part = stage(body)
 
     def launch(words, threads, *arguments):
@@ -141,8 +145,11 @@ def parallel(body: Callable[..., None]) -> Any:
 class Team:
     """The caller, who is rank 0, and `threads` − 1 workers. One caller at a time.
 
-    Between tasks that follow each other quickly the workers stay in a kernel and look for the next one themselves:
-    waking a sleeping thread takes longer than many a task. When none comes for a millisecond they go to sleep.
+    Between tasks that follow each other quickly the workers stay in a kernel (`serve`) and look for the next one
+    themselves: waking a sleeping thread takes longer than many a task. When none comes for a millisecond the first to
+    notice sets TASK to CLOSED, and all go home: they sleep on locks, until a caller finds TASK closed and has them
+    gathered. A lock here is a signal, closed until somebody releases it: rank 1 waits for `_call`, the caller for
+    `_gathered`, each other worker for its `_go`; `_home` is open while that worker is at home.
     """
 
     def __init__(self, threads: int):
