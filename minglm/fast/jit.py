@@ -196,8 +196,8 @@ class _Cache:
 
 @functools.cache
 def _say_compiling() -> None:
-    """Once per process, to who looks at a screen: the first token takes its time."""
-    if sys.stderr.isatty():
+    """Once per process, to who sits at a terminal or a notebook: the first token takes its time."""
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
         print("minglm: compiling kernels for this processor, once; some ten seconds …", file=sys.stderr)
 
 
