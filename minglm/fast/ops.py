@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from minglm.config import Config
@@ -363,13 +364,13 @@ def flat(x: Array, axes: int = 1) -> Array:
 
 def check(weight: Array, *shape: int, bfloat16: bool = False) -> Array:
     """The weight, if kernels can read it. Raises ValueError for another shape or dtype, and for strides."""
-    wanted, stored = ("float32", "bfloat16") if bfloat16 else ("float32",), weight.dtype
-    fits = weight.shape == shape and weight.flags.c_contiguous
-    if not fits or stored.name not in wanted or not stored.isnative:
+    stored = weight.dtype
+    known = stored == np.float32 or (bfloat16 and stored == ml_dtypes.bfloat16)
+    if not known or weight.shape != shape or not weight.flags.c_contiguous:
+        kinds = "float32 or bfloat16" if bfloat16 else "float32"
         raise ValueError(
-            f"the fast operations want contiguous {' or '.join(wanted)} weights of shape {list(shape)} here, got "
-            f"{stored} of shape {list(weight.shape)} with strides {weight.strides}; "
-            "use np.ascontiguousarray, or minglm.model.ops"
+            f"the fast operations want contiguous {kinds} weights of shape {list(shape)} here, got {stored} of "
+            f"shape {list(weight.shape)} with strides {weight.strides}; use np.ascontiguousarray, or minglm.model.ops"
         )
     return weight
 
