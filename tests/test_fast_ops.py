@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
+from minglm.fast.blas import one_thread_each
 from minglm.fast.ops import FastOps, first_keys
 from minglm.fast.team import cores
 from minglm.model import ops as book
@@ -304,7 +305,7 @@ def test_products_stay_on_one_thread_until_the_last_caller_leaves():
     def counts() -> list[int]:
         return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
 
-    first, second, before = FAST.session(), FastOps(1).session(), counts()
+    first, second, before = one_thread_each(), one_thread_each(), counts()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
