@@ -313,7 +313,7 @@ def test_products_stay_on_one_thread_until_the_last_caller_leaves():
     leave = threading.Thread(target=second.__exit__, args=(None, None, None))
     leave.start()
     leave.join()
-    assert counts() == before
+    assert set(counts()) == set(before)
 
 
 def test_a_segment_in_two_places_is_refused():
