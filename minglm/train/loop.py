@@ -1,6 +1,6 @@
 """The training loop: batches in, a checkpoint out, resumable bit for bit.
 
-A run folder holds `recipe.json`, `metrics.jsonl` and `checkpoint-NNNNNN` folders. Each of these is a model folder
+A run folder holds `recipe.toml`, `metrics.jsonl` and `checkpoint-NNNNNN` folders. Each of these is a model folder
 that `minglm.load` reads, with the optimiser's state beside it. A folder gets its name in one rename when all of it is
 written, so whatever is there under that name is whole.
 """
@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minglm.api import Model
+from minglm.config import Config
 from minglm.data.batches import Batch
 from minglm.formats.checkpoint import load_checkpoint, write_tensors
 from minglm.formats.files import only_one, write_text
@@ -27,15 +27,18 @@ from minglm.model import ops as numpy_ops
 from minglm.model.loss import Loss, loss_and_grads
 from minglm.model.params import Params, map_arrays, walk_stacked
 from minglm.model.router import update_bias
+from minglm.train.muon import Muon
 from minglm.train.optim import AdamW, clip, global_norm, sum_of_squares
-from minglm.train.recipe import Recipe
-from minglm.train.schedule import warmup_cosine
+from minglm.train.recipe import Recipe, Stage
 
 KEPT = 2  # checkpoints left in a run folder
+OPTIMISERS: dict[str, Any] = {"adamw": AdamW, "muon": Muon}
+Optimiser = AdamW | Muon
 
 
 class Batches(Protocol):
-    """Where batches come from: a pure function of the step, so resuming needs no state of its own."""
+    """Where batches come from: a pure function of the step, so resuming needs no state of its own. The batch of a step
+    has the size that the recipe names there."""
 
     def batch(self, step: int) -> Batch: ...
 
@@ -44,7 +47,7 @@ class State(NamedTuple):
     """Everything that a step changes."""
 
     params: Params
-    optimiser: AdamW
+    optimiser: Optimiser
     step: int  # updates made so far
 
 
@@ -71,7 +74,7 @@ class DivergedError(ValueError):
 
 def start(model: Model, recipe: Recipe) -> State:
     params = map_arrays(lambda name, array: array.copy(), model.params)  # a fast step writes over them
-    return State(params, AdamW.start(params, weight_decay=recipe.weight_decay), 0)
+    return State(params, OPTIMISERS[recipe.optimiser].start(params, weight_decay=recipe.weight_decay), 0)
 
 
 def operations(recipe: Recipe, threads: int | None = None) -> Any:
@@ -86,15 +89,16 @@ def operations(recipe: Recipe, threads: int | None = None) -> Any:
 
 
 def train_step(state: State, batch: Batch, model: Model, recipe: Recipe, ops: Any = numpy_ops) -> tuple[State, Metrics]:
-    """Loss, gradients, clipping, AdamW, and the routers' biases.
+    """Loss, gradients, clipping, the optimiser, and the routers' biases, as the recipe wants them at this step.
 
     Raises DivergedError, before anything is changed if the loss or a gradient is to blame. With fast `ops` the new
     state's arrays are the old one's.
     """
-    rate = warmup_cosine(state.step, recipe.steps, recipe.warmup, recipe.learning_rate, recipe.final_rate)
-    weights = recipe.mtp_weight, recipe.balance_weight
+    now = recipe.at(state.step)
+    rate, weights = now.learning_rate, (now.stage.mtp_weight, now.stage.balance_weight)
+    config = staged(model.config, now.stage)
     loss, grads = loss_and_grads(
-        batch.ids, batch.targets, state.params, model.config, *weights, segments=batch.segments, ops=ops
+        batch.ids, batch.targets, state.params, config, *weights, segments=batch.segments, ops=ops
     )
     squares = getattr(ops, "squares", sum_of_squares)
     norm = global_norm(grads, squares)
@@ -105,11 +109,16 @@ def train_step(state: State, batch: Batch, model: Model, recipe: Recipe, ops: An
     else:
         params, scale = state.params, min(1.0, recipe.clip_norm / max(norm, 1e-30))
         optimiser = state.optimiser.update_in_place(params, grads, rate, scale, ops)
-    params = _balanced(params, loss.load, recipe.bias_rate)
+    params = _balanced(params, loss.load, now.stage.bias_rate)
     if broken := [name for name, array in walk_stacked(params) if not np.isfinite(squares(array))]:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise DivergedError(f"step {state.step}: the update would make {broken[0]}{more} NaN or infinite")
     return State(params, optimiser, state.step + 1), _metrics(state.step, loss, norm, rate)
+
+
+def staged(config: Config, stage: Stage) -> Config:
+    """The model's config in this stage."""
+    return config if stage.rope_theta is None else config.replace(rope_theta=stage.rope_theta)
 
 
 def _balanced(params: Params, load: dict[int, np.ndarray], rate: float) -> Params:
@@ -196,25 +205,27 @@ def _train(
             if metrics.step % recipe.log_every == 0 or done:
                 log.write(metrics._asdict())
             if evaluate and (state.step % recipe.eval_every == 0 or done):
-                log.write({"step": metrics.step, **evaluate(_with(model, state.params))})
+                log.write({"step": metrics.step, **evaluate(_with(model, state, recipe))})
             if state.step % recipe.save_every == 0 or done or ctrl_c.noted:
                 log.flush()
-                save_state(run, _with(model, state.params), state, recipe)
+                save_state(run, _with(model, state, recipe), state, recipe)
     if ctrl_c.noted and state.step < last:
         raise KeyboardInterrupt
-    return _with(model, state.params)
+    return _with(model, state, recipe)
 
 
-def _with(model: Model, params: Params) -> Model:
-    return Model(model.config, params, model.tokenizer, model.chat_template, model.name)
+def _with(model: Model, state: State, recipe: Recipe) -> Model:
+    """The model as it is after the state's last step."""
+    config = staged(model.config, recipe.at(max(state.step - 1, 0)).stage)
+    return Model(config, state.params, model.tokenizer, model.chat_template, model.name)
 
 
 def _same_recipe(run: Path, recipe: Recipe) -> None:
-    path = run / "recipe.json"
+    path = run / "recipe.toml"
     if not path.exists():
-        write_text(path, recipe.to_json())
-    elif path.read_text("utf-8") != recipe.to_json():
-        raise ValueError(f"{run} holds a run with another recipe (see recipe.json); give another folder or remove it")
+        write_text(path, recipe.to_toml())
+    elif path.read_text("utf-8") != recipe.to_toml():
+        raise ValueError(f"{run} holds a run with another recipe (see recipe.toml); give another folder or remove it")
 
 
 class _CtrlC:
@@ -289,8 +300,7 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
         about = json.loads((folder / "state.json").read_text("utf-8"))
         step = about["step"]
         arrays = load_file(folder / "optimiser.safetensors")
-        first = map_arrays(lambda name, _: arrays[f"first.{name}"], params)
-        second = map_arrays(lambda name, _: arrays[f"second.{name}"], params)
+        optimiser = OPTIMISERS[recipe.optimiser].restore(params, arrays, step, weight_decay=recipe.weight_decay)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
     for name, here in _versions().items():
@@ -298,7 +308,7 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
             warnings.warn(
                 f"{run} was trained with {name} {about.get(name)}, this is {here}: bits may differ", stacklevel=3
             )
-    return State(params, AdamW(first, second, step, weight_decay=recipe.weight_decay), step)
+    return State(params, optimiser, step)
 
 
 # -- telling -----------------------------------------------------------------------------------------------------
@@ -340,20 +350,21 @@ def _step_of(line: str) -> float:
 
 
 class _Progress:
-    """A bar with tokens per second and time left."""
+    """A bar of tokens, because steps differ: how far, time left, losses."""
 
     def __init__(self, step: int, recipe: Recipe, show: bool):
         from tqdm.std import tqdm
 
-        self._tokens = recipe.batch_size * recipe.sequence_length
-        self._bar = tqdm(total=recipe.steps, initial=step, unit="step", disable=None if show else True)
-        self._last = time.perf_counter()
+        self._recipe = recipe
+        done = sum(recipe.tokens_at(before) for before in range(step))
+        self._bar = tqdm(
+            total=recipe.tokens, initial=done, unit="tok", unit_scale=True, smoothing=0.02, disable=None if show else True
+        )
 
     def show(self, metrics: Metrics) -> None:
-        now = time.perf_counter()
-        rate, self._last = self._tokens / (now - self._last), now
-        self._bar.update()
-        self._bar.set_postfix_str(f"loss {metrics.main:.3f}, mtp {metrics.mtp:.3f}, {rate:,.0f} tokens/s")
+        self._bar.set_description(self._recipe.at(metrics.step).stage.name, refresh=False)
+        self._bar.set_postfix_str(f"step {metrics.step + 1}, loss {metrics.main:.3f}, mtp {metrics.mtp:.3f}", refresh=False)
+        self._bar.update(self._recipe.tokens_at(metrics.step))
 
     def __enter__(self) -> "_Progress":
         return self
