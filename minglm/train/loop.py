@@ -1,10 +1,12 @@
 """The training loop: batches in, a checkpoint out, resumable bit for bit."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from minglm.api import Model
 from minglm.data.batches import Batch
@@ -125,21 +127,34 @@ class _CtrlC:
 
 
 class _Progress:
-    """A bar of tokens, because steps differ: how far, time left, losses."""
+    """How far, how fast, time left and losses: a bar of tokens, because steps differ; a line every minute where
+    nobody watches a terminal."""
 
     def __init__(self, step: int, recipe: Recipe, show: bool):
         from tqdm.std import tqdm
 
-        self._recipe = recipe
+        watched = sys.stderr.isatty()
+        self._recipe, self._lines, self._next = recipe, show and not watched, time.monotonic() + 10
         done = sum(recipe.tokens_at(before) for before in range(step))
-        self._bar = tqdm(
-            total=recipe.tokens, initial=done, unit="tok", unit_scale=True, smoothing=0.02, disable=None if show else True
-        )
+        options: dict[str, Any] = {"unit": "tok", "unit_scale": True, "smoothing": 0.02, "disable": not (show and watched)}
+        self._bar = tqdm(total=recipe.tokens, initial=done, **options)
+        self._done, self._begin, self._began = done, 0, 0.0
 
     def show(self, metrics: Metrics) -> None:
-        self._bar.set_description(self._recipe.at(metrics.step).stage.name, refresh=False)
-        self._bar.set_postfix_str(f"step {metrics.step + 1}, loss {metrics.main:.3f}, mtp {metrics.mtp:.3f}", refresh=False)
-        self._bar.update(self._recipe.tokens_at(metrics.step))
+        recipe, tokens = self._recipe, self._recipe.tokens_at(metrics.step)
+        losses = f"step {metrics.step + 1}, loss {metrics.main:.3f}, mtp {metrics.mtp:.3f}"
+        self._bar.set_description(metrics.stage, refresh=False)
+        self._bar.set_postfix_str(losses, refresh=False)
+        self._bar.update(tokens)
+        self._done += tokens
+        if not self._began:  # the first step compiles
+            self._begin, self._began = self._done, time.monotonic()
+        elif self._lines and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 60
+            speed = (self._done - self._begin) / (time.monotonic() - self._began)
+            left = (recipe.tokens - self._done) / speed / 60
+            share = f"{self._done / recipe.tokens:.0%}"
+            print(f"{metrics.stage}: {losses}; {share}, {speed:,.0f} tokens/s, {left:.0f} min left", file=sys.stderr)
 
     def __enter__(self) -> "_Progress":
         return self

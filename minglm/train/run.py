@@ -16,14 +16,15 @@ from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
-from minglm.evaluate.report import report
 from minglm.formats.files import write_text
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.card import card
 from minglm.train.curriculum import Curriculum
-from minglm.train.loop import newest_checkpoint, train
+from minglm.train.folder import newest_checkpoint
+from minglm.train.loop import train
+from minglm.train.observe import observer
 from minglm.train.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -118,7 +119,7 @@ def train_recipe(
     names = ", ".join(f"{stage.name} {stage.steps}" for stage in recipe.stages)
     say(f"steps: {names}; {recipe.tokens / 1e6:.1f} million tokens, {recipe.engine} engine, into {run}")
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
-    return train(model, recipe, batches, run, look, threads=threads)
+    return train(model, recipe, batches, run, observer(run, recipe, look), threads=threads)
 
 
 def with_own_text(recipe: Recipe) -> Recipe:
@@ -144,6 +145,8 @@ def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool
     lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
     (folder / "golden.json").write_text(f"[\n{lines}\n]\n", "utf-8")
     say("measuring …")
+    from minglm.evaluate.report import report
+
     rows = report(shipped, items=802)
     (folder / "README.md").write_text(card(shipped, recipe, folder, rows, golden), "utf-8")
     say(f"saved {folder}")
