@@ -213,7 +213,7 @@ def _parse(text: str, question: str) -> ast.expr:
     """The tree of the text. ValueError for whatever the task has no use for: names, powers, attributes, long text."""
     try:
         tree = ast.parse(text, mode="eval").body
-        if len(text) <= 200 and text.isascii() and all(map(_allowed, ast.walk(tree))):
+        if len(text) <= 200 and text.isascii() and text.isprintable() and all(map(_allowed, ast.walk(tree))):
             return tree
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         pass

@@ -107,7 +107,7 @@ def make_train(task: Task, rng: Generator, size: int | None = None) -> Item:
 
 
 def heldout_items(task: Task, count: int, seed: int, size: int | None = None) -> list[Item]:
-    """`count` different held-out items, the same for the same seed. ValueError, with their number, if there are fewer."""
+    """`count` different held-out items, the same for the same seed. ValueError if there are fewer."""
     rng = default_rng(seed)
     found: dict[str, Item] = {}
     while len(found) < count:
