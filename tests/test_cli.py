@@ -12,7 +12,7 @@ import pytest
 import minglm
 from minglm.api import Model
 from minglm.cli import main
-from minglm.data.documents import documents
+from minglm.data.documents import standard_library_documents
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
 from tests.variants import MICRO, random_params
@@ -127,7 +127,7 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     from minglm.train.recipe import RECIPES
     from minglm.train.run import finish, train_recipe
 
-    some = list(islice(documents(), 40))  # the rest of the standard library would only take time
+    some = list(islice(standard_library_documents(), 40))  # the rest of the standard library would only take time
     monkeypatch.setattr(runs, "documents", lambda: some)
 
     recipe = replace(RECIPES["glm-nano"], steps=2, batch_size=2, sequence_length=16, weights={"text": 1.0})

@@ -10,17 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minglm.data import heldout as data
+from minglm.data import libraries
 from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, Mixture, TokenStream, stream_batches, windows
 from minglm.data.documents import (
     compare_file_lists,
     corpus_files,
-    docstrings,
     documents,
     file_list,
+    file_list_text,
     hold_out_tails,
     load_text_files,
+    read_file_list,
+    standard_library_documents,
 )
 from minglm.data.heldout import Document, heldout_documents, make_document
+from minglm.data.libraries import NearDuplicates, Package, find_packages, is_data, is_permissive, sources
+from minglm.data.python_source import docstrings
 from minglm.data.tasks import TASKS, Task, is_heldout
 
 END = 256  # after the bytes
@@ -47,8 +52,8 @@ def decode(ids: list[int]) -> str:
 
 @pytest.fixture(scope="module")
 def training() -> list[Document]:
-    """The real training documents of the Python that runs the tests."""
-    return list(documents())
+    """The real training documents of the Python that runs the tests, with some of the real packages, for speed."""
+    return list(documents(packages=find_packages(["jinja2", "packaging", "threadpoolctl"])))
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def test_corpus_files_are_sorted_and_skip_tests_tables_and_packages(library: Pat
 
 
 def test_documents_of_a_small_library(library: Path) -> None:
-    found = {(document.domain, document.name): document.text for document in documents(library)}
+    found = {(document.domain, document.name): document.text for document in standard_library_documents(library)}
     assert set(found) == {
         ("code", "a.py"),
         ("code", "b.py"),
@@ -106,6 +111,13 @@ def test_docstrings_of_nested_classes_without_their_indentation() -> None:
     assert docstrings("x = 1") == ""
 
 
+def test_docstrings_of_functions_only_when_asked_for() -> None:
+    source = f'def f():\n    "{"short " * 50}."\n\nclass A:\n    async def g(self):\n        "{"long " * 80}."\n'
+    assert docstrings(source) == ""
+    assert docstrings(source, of_functions=400) == "long " * 80 + ".\n"
+    assert docstrings(source, of_functions=10).startswith("short")
+
+
 def test_file_lists_are_compared_in_one_sentence() -> None:
     recorded = file_list([make_document("code", name, name) for name in ("a.py", "b.py", "c.py")])
     found = file_list([make_document("code", *pair) for pair in (("a.py", "a.py"), ("b.py", "!"), ("d.py", "d"))])
@@ -115,7 +127,180 @@ def test_file_lists_are_compared_in_one_sentence() -> None:
         "The training files differ from the 3 recorded ones: 1 missing (code c.py), 1 new (code d.py), "
         "1 changed (code b.py)."
     )
-    assert json.loads(json.dumps(recorded)) == recorded
+
+
+def test_file_lists_are_written_in_one_line_per_document() -> None:
+    docs = [make_document("code", f"folder/{i}.py", f"é{i}") for i in range(9)]
+    package = Package("thing", "1.2", "MIT", Path(), ["folder/3.py", "folder/4.py"])
+    text = file_list_text(file_list(docs), sources(docs, [package]))
+    files, origins = read_file_list(text)
+    assert compare_file_lists(files, file_list(docs)) is None
+    assert "1 changed (code folder/0.py)" in str(
+        compare_file_lists(files, file_list([make_document("code", "folder/0.py", "è0"), *docs[1:]]))
+    )
+    assert [(f["name"], f["domain"], f["bytes"]) for f in files[:1]] == [("folder/0.py", "code", 3)]
+    assert sum("folder/" in line for line in text.splitlines()) == 9
+    assert [(o.name, o.documents, o.code, o.prose) for o in origins] == [
+        ("Python standard library", 7, 21, 0),
+        ("thing", 2, 6, 0),
+    ]
+    assert origins[1][1:3] == ("1.2", "MIT")
+    assert read_file_list(json.dumps(file_list(docs))) == (file_list(docs), [])  # the older form
+
+
+# ---- packages
+
+
+def code(name: str, lines: int = 40) -> str:
+    """Source that no other name has."""
+    return "".join(f"value_of_{name}_number_{i} = compute_something(previous_{name})\n" for i in range(lines))
+
+
+def install(site: Path, name: str, files: dict[str, str], metadata: str = "License-Expression: MIT") -> None:
+    """A package in a folder like site-packages, as pip leaves it."""
+    info = site / f"{name}-1.0.dist-info"
+    listed = [f"../{name}-script.py", *files]
+    for path, text in {
+        f"{info.name}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{metadata}\n\n",
+        f"{info.name}/RECORD": "".join(f"{path},,\n" for path in listed),
+        **files,
+    }.items():
+        (site / path).parent.mkdir(parents=True, exist_ok=True)
+        (site / path).write_bytes(text.encode())
+
+
+def names_of(packages: list[Package], root: Path, domain: str = "code") -> list[str]:
+    """The documents of these packages beside an empty standard library."""
+    return [d.name for d in documents(root / "no library", packages) if d.domain == domain]
+
+
+def test_packages_are_read_without_tests_tables_and_copies(tmp_path: Path) -> None:
+    prose = "Words of a docstring that is long enough to be read as prose. " * 8
+    files = {
+        "pack/a.py": code("a"),
+        "pack/deep/b.py": f'def f():\n    """{prose}"""\n' + code("b"),
+        "pack/tests/test_b.py": code("c"),
+        "pack/test_d.py": code("d"),
+        "pack/_vendor/other/e.py": code("e"),
+        "pack/__init__.py": "x = 1\n",
+        "pack/big.py": code("big", 4000),
+        "pack/table.py": "".join(f"{i / 7:.9f}, {i / 11:.9f},\n" for i in range(99)),
+        "pack/line.py": f"data = '{'abcdefgh ' * 200}'\n",
+        "pack/made.py": "# This file is generated by setup.py\n" + code("made"),
+        "pack/notes.txt": code("notes"),
+        "pack/gone.py": code("gone"),
+    }
+    install(tmp_path, "pack", files)
+    (tmp_path / "pack" / "gone.py").unlink()
+    (tmp_path.parent / "pack-script.py").write_text(code("script"), "utf-8")
+    packages = find_packages(["pack"], [str(tmp_path)])
+    assert sorted(names_of(packages, tmp_path)) == ["pack/a.py", "pack/deep/b.py"]
+    assert names_of(packages, tmp_path, "prose") == ["pack/deep/b.py"]
+    assert packages[0][:3] == ("pack", "1.0", "MIT")
+
+
+def test_packages_that_are_missing_or_not_permissive_are_left_out_and_named(tmp_path: Path) -> None:
+    install(tmp_path, "free", {"free.py": code("free")}, "Classifier: License :: OSI Approved :: BSD License")
+    install(tmp_path, "half", {"half.py": code("half")}, "License: MPL-2.0 AND MIT")
+    install(tmp_path, "silent", {"silent.py": code("silent")}, "License: " + "All rights reserved. " * 9)
+    install(tmp_path, "binary", {"binary.so": ""})
+    said: list[str] = []
+    packages = find_packages(["free", "half", "silent", "binary", "absent"], [str(tmp_path)], said.append)
+    assert names_of(packages, tmp_path) == ["free.py"]
+    assert said == [
+        "not in the training text: half (licence: MPL-2.0 AND MIT), silent (no licence in its metadata), "
+        "binary (its metadata lists no Python files), absent (not installed)"
+    ]
+    assert find_packages(["free"], [str(tmp_path)], said.append) == packages
+    assert len(said) == 1  # nothing is left out, nothing is said
+
+
+@pytest.mark.parametrize(
+    ("terms", "permissive"),
+    [
+        ("BSD-3-Clause", True),
+        ("(MIT OR Apache-2.0) AND BSD-2-Clause", True),
+        ("BSD-2-Clause AND Apache-2.0 WITH LLVM-exception", True),
+        ("Historical Permission Notice and Disclaimer (HPND)", True),
+        ("MIT OR GPL-3.0-only", False),
+        ("MIT License AND Mozilla Public License 2.0 (MPL 2.0)", False),
+        ("", False),
+    ],
+)
+def test_licences(terms: str, permissive: bool) -> None:
+    assert is_permissive(terms) is permissive
+
+
+def test_a_package_has_a_limit_and_its_order_does_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"pack/{letter}.py": code(letter) for letter in "abcdefghijkl"}
+    install(tmp_path, "pack", files)
+    (package,) = find_packages(["pack"], [str(tmp_path)])
+    everything = names_of([package], tmp_path)
+    assert sorted(everything) == sorted(files) != everything  # not sorted: a limit takes some of each folder
+    assert names_of([package._replace(files=list(reversed(package.files)))], tmp_path) == everything
+    monkeypatch.setattr(libraries, "MOST_CODE", 5 * len(files["pack/a.py"]))
+    assert names_of([package], tmp_path) == everything[:5]
+
+
+def test_near_duplicates_are_dropped_across_packages_and_do_not_use_up_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "one", {"one/a.py": code("a")})
+    install(tmp_path, "two", {"two/copy.py": code("a") + code("little", 9), "two/part.py": code("a", 9) + code("two")})
+    monkeypatch.setattr(libraries, "MOST_CODE", 4000)
+    packages = find_packages(["one", "two"], [str(tmp_path)])
+    assert names_of(packages, tmp_path) == ["one/a.py", "two/part.py"]
+    assert "two/copy.py" in names_of(packages[1:], tmp_path)  # it was left out as a copy
+    (tmp_path / "no library").mkdir()
+    (tmp_path / "no library" / "a.py").write_text(code("a"), "utf-8")
+    assert names_of(packages, tmp_path) == ["a.py", "two/part.py"]
+
+
+def test_near_duplicates_by_hand() -> None:
+    before = NearDuplicates()
+    lines = [f"this line number {i} is long enough to count\n" for i in range(10)]
+    assert not before.repeats(make_document("code", "a", "".join(lines[:5])))
+    assert not before.repeats(make_document("prose", "a", "".join(lines[:5])))  # each domain for itself
+    assert not before.repeats(make_document("code", "b", "".join(lines)))  # half of it is new
+    assert before.repeats(make_document("code", "c", "".join(lines[3:8])))
+    assert not before.repeats(make_document("code", "d", "short\n"))
+    assert before.repeats(make_document("code", "e", "short\n"))  # the same text has no long lines to compare
+
+
+def test_heldout_text_in_a_package_is_dropped(tmp_path: Path) -> None:
+    csv, heapq = (d.text for d in heldout_documents("code") if d.name in ("csv.py", "heapq.py"))
+    files = {
+        "pack/backport.py": csv,
+        "pack/quotes.py": code("quotes", 300) + heapq[:1500],
+        "pack/mine.py": code("mine"),
+        "graphlib.py": code("under_a_heldout_name"),
+    }
+    install(tmp_path, "pack", files)
+    packages = find_packages(["pack"], [str(tmp_path)])
+    assert names_of(packages, tmp_path) == ["pack/mine.py"]
+    assert names_of(packages, tmp_path, "prose") == []  # the docstrings of csv.py are held out too
+
+
+def test_tables_of_numbers_are_data() -> None:
+    assert is_data("x = [0.123, 0.456, 0.789]\n" * 9)
+    assert not is_data(code("a"))
+    assert not is_data("x" * 1000)
+    assert is_data("x" * 1001)
+
+
+@pytest.mark.slow
+def test_all_of_this_machines_training_text() -> None:
+    """About ten seconds: sizes, and no held-out passage in any package."""
+    packages = find_packages()
+    found = list(documents(packages=packages))
+    rows = sources(found, packages)
+    assert {"numpy", "scipy", "matplotlib", "numba"} <= {row.name for row in rows}
+    assert 12e6 < sum(row.code for row in rows) < 30e6
+    assert 3e6 < sum(row.prose for row in rows) < 9e6
+    assert all(row.code <= libraries.MOST_CODE and row.prose <= libraries.MOST_PROSE for row in rows[1:])
+    assert len({(document.domain, document.name) for document in found}) == len(found)
+    assert len(file_list_text(file_list(found), rows)) < 250_000
+    check_no_heldout_passage(found)
 
 
 def test_this_machine_has_code_and_prose(training: list[Document]) -> None:
@@ -160,6 +345,11 @@ def _passages(text: str, count: int = 3, length: int = 50) -> Iterator[tuple[str
 
 
 def test_no_heldout_passage_is_in_the_training_text(training: list[Document]) -> None:
+    assert "jinja2/lexer.py" in {document.name for document in training}
+    check_no_heldout_passage(training)
+
+
+def check_no_heldout_passage(training: list[Document]) -> None:
     held = {passage for document in heldout_documents() for passage in _passages(document.text)}
     assert len(held) > 500
     leaks = [document.name for document in training if not held.isdisjoint(_passages(document.text))]
@@ -174,7 +364,7 @@ def test_near_duplicates_and_quotations_of_heldout_text_are_dropped(library: Pat
     filler = "".join(f"a_long_line_of_other_code_number_{i} = {i}\n" for i in range(2000))
     (library / "quotes.py").write_text(filler + heapq[:1500], "utf-8")
     (library / "other.py").write_text(filler, "utf-8")
-    kept = {document.name for document in documents(library)}
+    kept = {document.name for document in standard_library_documents(library)}
     assert "other.py" in kept
     assert not {"csv.py", "moved.py", "quotes.py"} & kept
 

@@ -11,7 +11,7 @@ import pytest
 
 import minglm
 from minglm.api import find
-from minglm.data.documents import documents
+from minglm.data.documents import standard_library_documents
 from minglm.data.heldout import heldout_documents
 from minglm.data.tasks import TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
@@ -81,7 +81,7 @@ def test_card_names_this_file_and_these_numbers(model):
 def test_it_beats_a_byte_trigram_on_held_out_code(model):
     """On the first held-out modules; the card has all of them."""
     held_out = heldout_documents("code")[:3]
-    training = "".join(d.text for d in documents() if d.domain == "code").encode()
+    training = "".join(d.text for d in standard_library_documents() if d.domain == "code").encode()
     trigram = ngram_bits_per_byte(training, "".join(d.text for d in held_out).encode())
     assert bits_per_byte(model, held_out) < 0.75 * trigram
 

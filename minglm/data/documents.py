@@ -1,19 +1,18 @@
-"""Training text found on every machine: the standard library's source, docstrings, `pydoc` topics; and user files."""
+"""Training text found on every machine: the standard library's and the dependencies' source and prose; user files."""
 
 import ast
 import json
 import shutil
 import sys
 import sysconfig
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from minglm.data.heldout import HELDOUT_FOLDER, Document, FileRecord, HeldoutLines, heldout_documents, make_document
+from minglm.data.libraries import NearDuplicates, Package, Source, find_packages, package_documents
+from minglm.data.python_source import docstrings, parse, read_source, unix_newlines
 
 # -- the standard library ----------------------------------------------------------------------------------------
-
-MIN_DOCSTRING = 200  # characters; shorter docstrings are labels rather than prose
 
 SKIPPED_FOLDERS = frozenset(
     "test tests idle_test site-packages dist-packages encodings pydoc_data lib-dynload _bundled".split()
@@ -42,23 +41,42 @@ def _is_wanted(name: str) -> bool:
     return name not in SKIPPED_FILES and not name.startswith(SKIPPED_PREFIXES) and SKIPPED_FOLDERS.isdisjoint(folders)
 
 
-def documents(root: Path | None = None) -> Iterator[Document]:
+def standard_library_documents(root: Path | None = None) -> Iterator[Document]:
     """Training documents of the standard library at `root` (default: this Python's), without held-out text.
 
     Each source file is a code document; its longer module and class docstrings make a prose document of the
     same name; each `pydoc` topic is a prose document. Nothing is imported: files are only read.
     """
+    is_heldout = _heldout_test()
+    return (document for document in _all_documents(root or standard_library()) if not is_heldout(document))
+
+
+def documents(root: Path | None = None, packages: Iterable[Package] | None = None) -> Iterator[Document]:
+    """All training documents: the standard library's and the packages', without held-out text and near duplicates.
+
+    `packages`: default `find_packages()`, minglm's own dependencies, which prints what it leaves out.
+    """
+    is_heldout, before = _heldout_test(), NearDuplicates()
+
+    def is_new(document: Document) -> bool:
+        return not is_heldout(document) and not before.repeats(document)
+
+    yield from filter(is_new, _all_documents(root or standard_library()))
+    for package in find_packages() if packages is None else packages:
+        yield from package_documents(package, is_new)
+
+
+def _heldout_test() -> Callable[[Document], bool]:
+    """The question whether a document is held out, by its name or by its text."""
     heldout = heldout_documents()
     names = {document.name for document in heldout}
     lines = HeldoutLines.of(heldout)
-    for document in _all_documents(root or standard_library()):
-        if document.name not in names and not lines.overlap(document.text):
-            yield document
+    return lambda document: document.name in names or lines.overlap(document.text)
 
 
 def _all_documents(root: Path) -> Iterator[Document]:
     for name in corpus_files(root):
-        if source := _read_source(root / name):
+        if source := read_source(root / name):
             yield make_document("code", name, source)
             if prose := docstrings(source):
                 yield make_document("prose", name, prose)
@@ -66,66 +84,58 @@ def _all_documents(root: Path) -> Iterator[Document]:
         yield make_document("prose", f"topic:{topic}", text)
 
 
-def _read_source(path: Path) -> str:
-    """The file's text with \\n newlines; empty if it is not UTF-8."""
-    try:
-        return _unix_newlines(path.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return ""
-
-
-def _unix_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def docstrings(source: str) -> str:
-    """The module and class docstrings of at least `MIN_DOCSTRING` characters, a blank line between them."""
-    found = [text for node in _module_and_classes(source) if (text := ast.get_docstring(node))]
-    long = [text for text in found if len(text) >= MIN_DOCSTRING]
-    return "\n\n".join(long) + "\n" if long else ""
-
-
-def _module_and_classes(source: str) -> list[ast.Module | ast.ClassDef]:
-    """The module and its classes, nested ones too; none inside functions or conditions, for speed."""
-    tree = _parse(source)
-    nodes: list[ast.Module | ast.ClassDef] = [tree] if tree else []
-    for node in nodes:  # grows while it is walked
-        nodes += [child for child in node.body if isinstance(child, ast.ClassDef)]
-    return nodes
-
-
-def _parse(source: str) -> ast.Module | None:
-    """The syntax tree; None for source that this Python cannot read (a template, another version's)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old escapes in other people's strings are not our user's business
-        try:
-            return ast.parse(source)
-        except (SyntaxError, ValueError):
-            return None
-
-
 def _pydoc_topics(root: Path) -> dict[str, str]:
     """Topic -> text, from the dictionary literal in `pydoc_data/topics.py`; empty if not installed."""
     path = root / "pydoc_data" / "topics.py"
-    tree = _parse(_read_source(path)) if path.exists() else None
+    tree = parse(read_source(path)) if path.exists() else None
     for node in tree.body if tree else []:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
             return dict(ast.literal_eval(node.value))
     return {}
 
 
+# -- the list of training files ----------------------------------------------------------------------------------
+
+SHORT_HASH = 16  # hex digits of the SHA-256 that a list of training files keeps
+
+
 def file_list(documents: Iterable[Document]) -> list[FileRecord]:
-    """One record per document, to be kept with a checkpoint."""
+    """One record per document."""
     return [
         {"name": name, "domain": domain, "bytes": len(text.encode()), "sha256": sha256}
         for domain, name, text, sha256 in documents
     ]
 
 
+def file_list_text(records: Iterable[FileRecord], origins: Iterable[Source] = ()) -> str:
+    """The list that is kept with a checkpoint, as JSON: a row per origin, and a row per document with a short hash."""
+    files = [[r["name"], r["domain"], r["bytes"], r["sha256"][:SHORT_HASH]] for r in records]
+    return f'{{"sources": {_json_rows(origins)},\n"files": {_json_rows(files)}}}\n'
+
+
+def _json_rows(rows: Iterable[Iterable[object]]) -> str:
+    lines = (json.dumps(list(row), ensure_ascii=False, separators=(",", ":")) for row in rows)
+    return "[\n" + ",\n".join(lines) + "\n]"
+
+
+def read_file_list(text: str) -> tuple[list[FileRecord], list[Source]]:
+    """What `file_list_text` wrote; or records without sources, from the older form with an object per document."""
+    content = json.loads(text)
+    if isinstance(content, list):
+        return content, []
+    files: list[FileRecord] = [
+        {"name": name, "domain": domain, "bytes": size, "sha256": sha256}
+        for name, domain, size, sha256 in content["files"]
+    ]
+    return files, [Source(*row) for row in content["sources"]]
+
+
 def compare_file_lists(recorded: Iterable[FileRecord], found: Iterable[FileRecord]) -> str | None:
     """One sentence that says how the training files differ from the recorded ones; None if they do not."""
-    before = {(record["domain"], record["name"]): record["sha256"] for record in recorded}
-    now = {(record["domain"], record["name"]): record["sha256"] for record in found}
+    before, now = (
+        {(record["domain"], record["name"]): record["sha256"][:SHORT_HASH] for record in records}
+        for records in (recorded, found)
+    )
     groups = {
         "missing": before.keys() - now.keys(),
         "new": now.keys() - before.keys(),
@@ -193,7 +203,7 @@ def _read_user_text(path: Path) -> str:
     if b"\0" in data:
         raise ValueError(f"{path}: binary file (it has a NUL byte); wanted UTF-8 text or JSONL, so extract its text")
     try:
-        return _unix_newlines(data.decode("utf-8-sig"))
+        return unix_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8 and try again") from error
 

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm.std import tqdm
 
 from minglm.data.batches import Corpus, stream_batches
-from minglm.data.documents import documents
+from minglm.data.documents import standard_library_documents
 from minglm.data.heldout import heldout_documents
 from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
 from minglm.evaluate.accuracy import accuracy
@@ -27,7 +27,7 @@ def report(model: "Model", items: int = 200, with_ngram: bool = True) -> list[Ro
     """Measure a checkpoint on frozen held-out text and on task items that training never sees.
 
     `items` per task, drawn from the same 802 for any number of them (there are no more held-out two-digit additions).
-    `with_ngram` fits the trigram model on this machine's training text, which takes a few seconds.
+    `with_ngram` fits the trigram model on this machine's standard library, which takes a few seconds.
     """
     rows: list[Row] = []
     for domain in ("code", "prose"):
@@ -48,7 +48,7 @@ def _yardsticks(domain: str, with_ngram: bool) -> str:
     sizes = {"zlib -9": len(zlib.compress(text, 9)), "xz": len(lzma.compress(text, preset=9))}
     beside = [f"{name} {8 * size / len(text):.2f}" for name, size in sizes.items()]
     if with_ngram:
-        training = "".join(d.text for d in documents() if d.domain == domain).encode()
+        training = "".join(d.text for d in standard_library_documents() if d.domain == domain).encode()
         beside.append(f"byte trigram {ngram_bits_per_byte(training, text):.2f}")
     return ", ".join(beside)
 
