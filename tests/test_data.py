@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minglm.data import heldout as data
 from minglm.data import libraries
-from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, Mixture, TokenStream, stream_batches, windows
+from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, TokenStream, stream_batches, windows
 from minglm.data.documents import (
     compare_file_lists,
     corpus_files,
@@ -26,7 +26,6 @@ from minglm.data.documents import (
 from minglm.data.heldout import Document, heldout_documents, make_document
 from minglm.data.libraries import NearDuplicates, Package, find_packages, is_data, is_permissive, sources
 from minglm.data.python_source import docstrings
-from minglm.data.tasks import TASKS, Task, is_heldout
 
 END = 256  # after the bytes
 
@@ -44,10 +43,6 @@ def test_tails_are_held_out_at_a_line():
 def encode(text: str) -> list[int]:
     """One token per byte."""
     return list(text.encode())
-
-
-def decode(ids: list[int]) -> str:
-    return bytes(ids).decode(errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -457,118 +452,3 @@ def test_stream_batches_score_every_token_once(lengths: list[int], sequence_leng
     assert scored == sorted(set(range(len(flat))) - set(stream.starts.tolist()))
     read = [i for b in batches for i, s in zip(b.ids.ravel(), b.segments.ravel(), strict=True) if s != PADDING]
     assert read == list(range(len(flat)))
-
-
-# ---- the mixture
-
-DOCUMENTS = [
-    *(make_document("code", f"{i}.py", f"def f{i}(x):\n    return x + {i}\n" * 3) for i in range(20)),
-    *(make_document("prose", f"{i}.txt", f"Some words about {i}.\n" * 5) for i in range(20)),
-]
-CORPUS = Corpus.build(DOCUMENTS, encode, END)
-WEIGHTS = {"code": 0.4, "prose": 0.25, "addition": 0.2, "subtraction": 0.05, "reversal": 0.05, "number_words": 0.05}
-
-
-def mixture(
-    weights: dict[str, float] = WEIGHTS, sequence_length: int = 64, batch_size: int = 8, seed: int = 1
-) -> Mixture:
-    return Mixture(CORPUS, TASKS.values(), weights, sequence_length, batch_size, seed, encode, END)
-
-
-def _row_kind(ids: np.ndarray) -> str:
-    text = decode([i for i in ids.tolist() if i != END])
-    return "code" if "return" in text else "prose" if "ords" in text and "->" not in text else "tasks"
-
-
-@given(seed=st.integers(0, 2**32), step=st.integers(0, 10**6), T=st.integers(1, 70), B=st.integers(1, 9))
-@settings(max_examples=40, deadline=None)
-def test_batches_are_aligned(seed: int, step: int, T: int, B: int) -> None:
-    batch = mixture(sequence_length=T, batch_size=B, seed=seed).batch(step)
-    assert all(array.shape == (B, T) and array.dtype == np.int64 for array in batch)
-    assert (batch.segments[:, 0] == 0).all()
-    moves = np.diff(batch.segments, axis=1)
-    assert ((moves == 0) | (moves == 1)).all()
-    # A segment ends exactly after an end token, and there and only there is no target.
-    np.testing.assert_array_equal(moves == 1, batch.ids[:, :-1] == END)
-    np.testing.assert_array_equal(batch.targets == IGNORE, batch.ids == END)
-    inside = moves == 0
-    np.testing.assert_array_equal(batch.targets[:, :-1][inside], batch.ids[:, 1:][inside])
-
-
-def test_batches_are_a_pure_function_of_seed_and_step() -> None:
-    one, other = mixture(), mixture()
-    later = [one.batch(step) for step in range(5)]
-    for step in (3, 0, 4):  # any order, another object
-        assert all(map(np.array_equal, other.batch(step), later[step]))
-    assert not np.array_equal(later[0].ids, later[1].ids)
-    assert not np.array_equal(mixture(seed=2).batch(0).ids, later[0].ids)
-
-
-def test_every_batch_holds_every_domain_in_proportion() -> None:
-    mix = mixture(sequence_length=120, batch_size=7)
-    counts = []
-    for step in range(60):
-        kinds = [_row_kind(ids) for ids in mix.batch(step).ids]
-        counts.append([kinds.count(kind) for kind in ("code", "prose", "tasks")])
-    shares = 7 * np.array([0.4, 0.25, 0.35])
-    assert (np.array(counts) >= np.floor(shares)).all()
-    assert (np.array(counts) <= np.ceil(shares)).all()
-    np.testing.assert_allclose(np.mean(counts, axis=0), shares, atol=0.2)
-
-
-def test_task_rows_hold_right_answers_to_items_that_are_not_held_out() -> None:
-    mix = mixture({"addition": 3, "subtraction": 1, "reversal": 1, "number_words": 1}, sequence_length=300)
-    names = {"+": 0, "-": 0, "reverse": 0, "words": 0, "number": 0}
-    for step in range(40):
-        for ids in mix.batch(step).ids:
-            for document in _complete_documents(ids):
-                lines = document.splitlines()
-                assert 1 <= len(lines) <= 6
-                for line in lines:
-                    prompt = line[: line.index("=") + 1] if "=" in line else line[: line.index("->") + 2]
-                    assert not is_heldout(prompt)
-                    key = prompt.split(":")[0] if ":" in prompt else "+" if "+" in prompt else "-"
-                    names[key] += 1
-                    if prompt.endswith("="):
-                        assert int(line.removeprefix(prompt)) == eval(prompt[:-1])
-    assert min(names.values()) > 100
-    assert 1.5 < names["+"] / names["reverse"] < 8
-
-
-def _complete_documents(ids: np.ndarray) -> Iterator[str]:
-    ends = np.flatnonzero(ids == END)
-    for start, end in zip([0, *(ends[:-1] + 1)], ends, strict=False):
-        yield decode(ids[start:end].tolist())
-
-
-def test_text_windows_reach_the_whole_stream() -> None:
-    stream = TokenStream(np.arange(12, dtype=np.uint16), np.array([0]))
-    mix = Mixture(Corpus({"text": stream}), [], {"text": 1}, 10, 4, 0, encode, END)
-    first = np.concatenate([mix.batch(step).ids[:, 0] for step in range(20)])
-    assert set(first.tolist()) == {0, 1}
-    assert mix.batch(0).targets.max() <= 11
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weights": {"code": 1, "poetry": 1}}, "poetry: wanted some of code, prose, addition"),
-        ({"weights": {"code": -1.0, "prose": 2}}, "from 0 up"),
-        ({"weights": {"code": float("nan")}}, "finite"),
-        ({"weights": {"code": 0.0}}, "above 0"),
-        ({"weights": {}}, "above 0"),
-        ({"sequence_length": 0}, "sequence_length is 0: wanted at least 1"),
-        ({"batch_size": -3}, "batch_size is -3: wanted at least 1"),
-        ({"sequence_length": 10_000}, "'code' has .* tokens, a row needs 10001"),
-    ],
-)
-def test_mixture_errors(change: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        mixture(**change)
-
-
-def test_a_task_and_a_domain_of_one_name_are_an_error() -> None:
-    corpus = Corpus.build([make_document("addition", "a", "text")], encode, END)
-    task: Task = TASKS["addition"]
-    with pytest.raises(ValueError, match="addition names a domain and a task"):
-        Mixture(corpus, [task], {"addition": 1}, 2, 1, 0, encode, END)

@@ -21,16 +21,24 @@ from minglm.fast.team import cores
 from minglm.formats.files import only_one, write_text
 from minglm.model import shift_targets
 from minglm.model.params import map_arrays, walk_stacked
-from minglm.train import loop
-from minglm.train.loop import DivergedError, newest_checkpoint, newest_state, start, train, train_step
+from minglm.train import folder, loop
+from minglm.train.folder import newest_checkpoint, newest_state
+from minglm.train.loop import EARLY, train
 from minglm.train.optim import AdamW, clip, decays, global_norm
-from minglm.train.recipe import RECIPES, Recipe
+from minglm.train.recipe import Recipe, Stage
 from minglm.train.schedule import warmup_cosine
+from minglm.train.step import DivergedError, start, train_step
 from tests.variants import MICRO, random_params
 
-RECIPE = Recipe(
-    "micro", 12, 2, 9, {}, warmup=3, engine="numpy", log_every=1, eval_every=5, save_every=4, bias_rate=0.05
-)
+FIRST = Stage("first", 7, 2, 9, {}, learning_rate=3e-3, final_rate=3e-4, warmup=3, bias_rate=0.05)
+SECOND = Stage("second", 5, 2, 9, {}, rope_theta=500.0, mtp_weight=0.1, bias_rate=0.0)
+RECIPE = Recipe("micro", (FIRST, SECOND), engine="numpy", log_every=1, eval_every=5, save_every=4)
+ADAMW = replace(RECIPE, optimiser="adamw")
+
+
+def with_stage(recipe: Recipe, **changes) -> Recipe:
+    """The recipe with its first stage changed, and no other."""
+    return replace(recipe, stages=(replace(recipe.stages[0], **changes),))
 
 
 class Batches:
@@ -128,7 +136,7 @@ def test_schedule():
 
 
 def test_a_step_lowers_the_loss_and_moves_the_biases_by_the_sign_of_the_load(model):
-    recipe = replace(RECIPE, learning_rate=1e-3, warmup=1, bias_rate=0.25, weight_decay=0.0)
+    recipe = with_stage(replace(ADAMW, weight_decay=0.0), learning_rate=1e-3, warmup=1, bias_rate=0.25)
     batch, state = Batches().batch(0), start(model, recipe)
     losses = []
     for _ in range(5):
@@ -139,7 +147,8 @@ def test_a_step_lowers_the_loss_and_moves_the_biases_by_the_sign_of_the_load(mod
             name = f"model.layers.{layer}.mlp.gate.e_score_correction_bias"
             moved = dict(walk_stacked(state.params))[name] - before[name]
             np.testing.assert_allclose(moved, 0.25 * np.sign(np.mean(load) - load), atol=1e-6)
-            assert metrics.max_violation[layer] == pytest.approx(max(load) / np.mean(load) - 1)
+            assert metrics.max_violation[layer] == pytest.approx(max(load) / np.mean(load) - 1, abs=1e-4)
+            assert metrics.bias[layer] == pytest.approx(dict(walk_stacked(state.params))[name], abs=1e-5)
     assert losses[-1] < losses[0]
     assert set(metrics.load) == {1, 2, 3, 4}
     valid = (batch.segments >= 0).sum()
@@ -149,9 +158,9 @@ def test_a_step_lowers_the_loss_and_moves_the_biases_by_the_sign_of_the_load(mod
 # -- runs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", [1, 4, 5, 8, 11])
+@pytest.mark.parametrize("cut", [1, 4, 5, 7, 8, 11])
 def test_resuming_gives_the_same_bits(cut, uninterrupted, tmp_path):
-    """Cut after any step, on or between checkpoints: same weights, same metrics."""
+    """Cut after any step, on or between checkpoints, at the end of a stage: same weights, same metrics."""
     train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, stop_after=cut, progress=False)
     resumed = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
     weights, metrics = uninterrupted
@@ -188,11 +197,12 @@ def test_killed_while_it_runs(uninterrupted, tmp_path):
 
 def test_a_checkpoint_of_a_run_is_a_model_folder(tmp_path, model):
     trained = train(model, RECIPE, Batches(), tmp_path, progress=False)
-    folder = newest_checkpoint(tmp_path)
-    assert folder is not None
-    assert folder.name == "checkpoint-000012"
-    assert bits(minglm.load(folder)) == bits(trained)
-    assert len(list(tmp_path.glob("checkpoint-*"))) == loop.KEPT
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.name == "checkpoint-000012"
+    assert bits(minglm.load(newest)) == bits(trained)
+    assert minglm.load(newest).config.rope_theta == 500.0  # the last stage's
+    assert len(list(tmp_path.glob("checkpoint-*"))) == folder.KEPT
     assert newest_state(tmp_path, RECIPE).step == 12
 
 
@@ -205,15 +215,30 @@ def test_a_finished_run_is_not_run_again(tmp_path, model):
 
 
 def test_evaluation_is_logged(tmp_path, model):
-    train(model, RECIPE, Batches(), tmp_path, evaluate=lambda m: {"held_out": 1.5}, progress=False)
+    seen = []
+
+    def observe(model, step):
+        written = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        seen.append((step, json.loads(written[-1])["step"], model.config.rope_theta))
+        return {"held_out": 1.5} if step > 1 else {}
+
+    train(model, RECIPE, Batches(), tmp_path, observe, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "held_out" in line] == [4, 9, 11]
+    assert EARLY[:2] == (1, 10)
+    assert seen == [(1, 0, 100.0), (5, 4, 100.0), (10, 9, 500.0), (12, 11, 500.0)]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, model):
     train(model, RECIPE, Batches(), tmp_path, stop_after=1, progress=False)
     with pytest.raises(ValueError, match="another recipe"):
         train(model, replace(RECIPE, seed=5), Batches(), tmp_path, progress=False)
+
+
+def test_a_loss_far_beyond_a_blind_guess_is_divergence(model):
+    wild = map_arrays(lambda n, a: a * 40 if n == "lm_head.weight" else a, model.params)
+    with pytest.raises(DivergedError, match=r"step 0: loss .*, where guessing blindly would give 4\.11"):
+        train_step(start(Model(MICRO, wild), RECIPE), Batches().batch(0), model, RECIPE)
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, model):
@@ -251,16 +276,6 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, monkeypatch):
     assert bits(minglm.load(newest_checkpoint(tmp_path))) == good
 
 
-def test_recipes_round_trip_and_refuse_nonsense():
-    recipe = RECIPES["glm-nano"]
-    assert Recipe.from_json(recipe.to_json()) == recipe
-    with pytest.raises(ValueError, match="unknown lr"):
-        Recipe.from_json(recipe.to_json().replace('"seed"', '"lr"'))
-    for change in ({"steps": 0}, {"learning_rate": 0.0}, {"sequence_length": 1}, {"engine": "slow"}):
-        with pytest.raises(ValueError, match=next(iter(change))):
-            replace(recipe, **change)
-
-
 # -- what went wrong once ----------------------------------------------------------------------------------------
 
 
@@ -268,7 +283,7 @@ def test_recipes_round_trip_and_refuse_nonsense():
 def test_a_diverged_model_is_never_saved(tmp_path, model):
     """The loss is finite, the update is not: nothing of it may reach a checkpoint, the last step's included."""
     for steps in (1, 6):
-        wild = replace(RECIPE, steps=steps, learning_rate=1e39, final_rate=1e39, warmup=1, save_every=1)
+        wild = with_stage(replace(ADAMW, save_every=1), steps=steps, learning_rate=1e39, final_rate=1e39, warmup=1)
         with pytest.raises(DivergedError, match=r"step 0: the update would make .* NaN or infinite.*none yet"):
             train(model, wild, Batches(), tmp_path / str(steps), progress=False)
         assert newest_checkpoint(tmp_path / str(steps)) is None
@@ -308,42 +323,23 @@ def test_a_killed_first_write_leaves_no_half_file(tmp_path, monkeypatch):
     assert path.read_text() == "old"
 
 
-@pytest.mark.parametrize("value", ["5", None, [], -1, 1.5, float("nan"), float("inf"), True, {}])
-@pytest.mark.parametrize("name", ["steps", "batch_size", "save_every", "learning_rate", "bias_rate", "preset"])
-def test_recipe_values_of_the_wrong_kind_are_named(name, value):
-    if name in ("learning_rate", "bias_rate") and value == 1.5:
-        return
-    values = {**json.loads(RECIPES["glm-nano"].to_json()), name: value}
-    with pytest.raises(ValueError, match=f"recipe: {name} = "):
-        Recipe.from_json(json.dumps(values))
-
-
-@pytest.mark.parametrize("text", ["[]", "5", "null", "{}", "{", "[" * 100000, '{"steps": 3}'])
-def test_what_is_no_recipe_is_said_so(text):
-    with pytest.raises(ValueError, match="recipe: "):
-        Recipe.from_json(text)
-
-
-def test_a_sequence_must_fit_the_context():
-    with pytest.raises(ValueError, match="at most the context of glm-nano, 512"):
-        replace(RECIPES["glm-nano"], sequence_length=600)
-
-
 def ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "fast"])
 def test_ctrl_c_in_a_step_saves_after_it_and_the_run_goes_on(engine, tmp_path, monkeypatch):
-    recipe = replace(RECIPE, engine=engine)
+    recipe = replace(ADAMW, engine=engine)
     whole = train(Model(MICRO, random_params(MICRO, 1)), recipe, Batches(), tmp_path / "whole", progress=False)
 
-    def interrupted(step, update=loop.warmup_cosine):
-        if step == 5:
-            ctrl_c()
-        return update
+    real = loop.train_step
 
-    monkeypatch.setattr(loop, "warmup_cosine", lambda step, *a: interrupted(step)(step, *a))
+    def interrupted(state, *given):
+        if state.step == 5:
+            ctrl_c()
+        return real(state, *given)
+
+    monkeypatch.setattr(loop, "train_step", interrupted)
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(Model(MICRO, random_params(MICRO, 1)), recipe, Batches(), run, progress=False)
@@ -355,12 +351,13 @@ def test_ctrl_c_in_a_step_saves_after_it_and_the_run_goes_on(engine, tmp_path, m
 
 
 def test_ctrl_c_in_an_evaluation_or_a_save_is_noted_too(tmp_path, monkeypatch):
-    def evaluate(model):
-        ctrl_c()
+    def observe(model, step):
+        if step == 5:
+            ctrl_c()
         return {}
 
     with pytest.raises(KeyboardInterrupt):
-        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path / "a", evaluate, progress=False)
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path / "a", observe, progress=False)
     assert newest_checkpoint(tmp_path / "a").name == "checkpoint-000005"
 
     real = loop.save_state
@@ -407,8 +404,8 @@ def test_ctrl_c_on_a_checkpoint_leaves_it_alone(tmp_path, model, monkeypatch):
             return super().batch(step)
 
     removed = []
-    real = loop.shutil.rmtree
-    monkeypatch.setattr(loop.shutil, "rmtree", lambda path, **k: (removed.append(path.name), real(path, **k)))
+    real = folder.shutil.rmtree
+    monkeypatch.setattr(folder.shutil, "rmtree", lambda path, **k: (removed.append(path.name), real(path, **k)))
     with pytest.raises(KeyboardInterrupt):
         train(model, RECIPE, Interrupted(), tmp_path, progress=False)
     assert newest_checkpoint(tmp_path).name == "checkpoint-000004"

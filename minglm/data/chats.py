@@ -18,11 +18,7 @@ CALCULATOR: dict[str, Any] = {
     "function": {
         "name": "calculator",
         "description": "Value of an arithmetic expression.",
-        "parameters": {
-            "type": "object",
-            "properties": {"expression": {"type": "string"}},
-            "required": ["expression"],
-        },
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
     },
 }
 """The schema of the one tool that the generated conversations call: `minglm.data.calculator.calculate`."""
@@ -92,10 +88,7 @@ def turns_chat(tasks: Sequence[Task], thinking: bool, rng: Generator) -> Chat:
 
 def continuation_chat(text: str, cut: int) -> Chat:
     """A text to be continued: the user gives its beginning, the assistant the rest."""
-    messages = [
-        {"role": "user", "content": f"Continue:\n{text[:cut]}"},
-        {"role": "assistant", "content": text[cut:]},
-    ]
+    messages = [{"role": "user", "content": f"Continue:\n{text[:cut]}"}, {"role": "assistant", "content": text[cut:]}]
     return Chat(messages, thinking=False)
 
 

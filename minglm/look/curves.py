@@ -43,7 +43,9 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "") -> Figure:
     looks = [line for line in lines if "code_bits_per_byte" in line]
     for domain, marker, colour in (("code", "o", "#d55e00"), ("prose", "s", "#009e73")):
         y = [line[f"{domain}_bits_per_byte"] for line in looks]
-        loss.plot([line["step"] for line in looks], y, marker, markersize=4, color=colour, label=f"{domain}, bits per byte")
+        loss.plot(
+            [line["step"] for line in looks], y, marker, markersize=4, color=colour, label=f"{domain}, bits per byte"
+        )
     top = np.quantile([line["main"] for line in steps], 0.98) * 1.15
     loss.set_ylim(0, top)
     loss.set_ylabel("loss", fontsize=_FONT)
@@ -52,7 +54,9 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "") -> Figure:
     colours = colormaps["viridis"](np.linspace(0, 0.85, max(len(layers), 1)))
     for i, layer in enumerate(layers):
         label, style = f"layer {layer}", LINES[i % len(LINES)]
-        balance.plot(x, _smooth(np.array([line["max_violation"][layer] for line in steps])), style, color=colours[i], label=label)
+        balance.plot(
+            x, _smooth(np.array([line["max_violation"][layer] for line in steps])), style, color=colours[i], label=label
+        )
         spread = np.array([line["bias"][layer] for line in steps])
         bias.plot(x, spread, style, color=colours[i], linewidth=0.7)
     balance.set_ylabel("MaxVio of the batch", fontsize=_FONT)

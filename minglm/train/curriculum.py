@@ -53,13 +53,7 @@ class Curriculum:
 
 
 def _mixture(
-    stage: Stage,
-    number: int,
-    seed: int,
-    corpus: Corpus,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    encode: Encode,
+    stage: Stage, number: int, seed: int, corpus: Corpus, tokenizer: Tokenizer, template: ChatTemplate, encode: Encode
 ) -> Mixture:
     sources: dict[str, Source] = {}
     for domain, stream in corpus.streams.items():

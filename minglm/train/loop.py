@@ -136,7 +136,12 @@ class _Progress:
         watched = sys.stderr.isatty()
         self._recipe, self._lines, self._next = recipe, show and not watched, time.monotonic() + 10
         done = sum(recipe.tokens_at(before) for before in range(step))
-        options: dict[str, Any] = {"unit": "tok", "unit_scale": True, "smoothing": 0.02, "disable": not (show and watched)}
+        options: dict[str, Any] = {
+            "unit": "tok",
+            "unit_scale": True,
+            "smoothing": 0.02,
+            "disable": not (show and watched),
+        }
         self._bar = tqdm(total=recipe.tokens, initial=done, **options)
         self._done, self._begin, self._began = done, 0, 0.0
 

@@ -60,12 +60,15 @@ class Recipe:
     def __post_init__(self) -> None:
         _check_numbers(self, "recipe", MOST_ABOVE_ZERO)
         known = ", ".join(PRESETS)
-        _require(isinstance(self.preset, str) and self.preset in PRESETS, "recipe", "preset", self.preset, f"one of {known}")
+        _require(
+            isinstance(self.preset, str) and self.preset in PRESETS, "recipe", "preset", self.preset, f"one of {known}"
+        )
         for name, choices in (("engine", ("fast", "numpy")), ("optimiser", ("muon", "adamw"))):
             value = getattr(self, name)
             _require(value in choices, "recipe", name, value, " or ".join(map(repr, choices)))
         _require(bool(self.stages), "recipe", "stages", self.stages, "one [[stages]] table or more")
-        _require(isinstance(self.config, dict), "recipe", "config", self.config, "a table of config fields")
+        fields_known = isinstance(self.config, dict) and self.config.keys() <= {f.name for f in fields(Config)}
+        _require(fields_known, "recipe", "config", self.config, "a table of fields of a model's config")
         context = self.model_config().max_position_embeddings
         for number, stage in enumerate(self.stages):
             _check_stage(stage, number, context)
@@ -106,7 +109,9 @@ class Recipe:
         total = sum(stage.steps for stage in self.stages[first:last])
         peak, floor = self.stages[first].learning_rate, self.stages[first].final_rate
         assert peak is not None  # checked when the recipe was made
-        return warmup_cosine(step - begin, total, self.stages[first].warmup, peak, peak / 10 if floor is None else floor)
+        return warmup_cosine(
+            step - begin, total, self.stages[first].warmup, peak, peak / 10 if floor is None else floor
+        )
 
     def model_config(self, number: int = -1) -> Config:
         """The model's config in a stage: of the last one, if none is asked for."""
@@ -116,14 +121,17 @@ class Recipe:
 
     def shortened(self, steps: int) -> "Recipe":
         """The same recipe with another number of steps, shared among the stages as before."""
-        _require(_is_whole(steps) and steps >= len(self.stages), "recipe", "steps", steps, f"{len(self.stages)} or more")
+        _require(
+            _is_whole(steps) and steps >= len(self.stages), "recipe", "steps", steps, f"{len(self.stages)} or more"
+        )
         share, stages = steps / self.steps, []
         for number, stage in enumerate(self.stages):
             left = len(self.stages) - number - 1
             here = steps - sum(s.steps for s in stages) if left == 0 else max(1, round(stage.steps * share))
             here = min(here, steps - sum(s.steps for s in stages) - left)
-            scaled = {name: min(round(getattr(stage, name) * share), here // 2) for name in ("warmup", "ramp")}
-            stages.append(replace(stage, steps=here, **scaled))
+            warmup, grows = (min(round(n * share), here // 2) for n in (stage.warmup, stage.ramp))
+            first = stage.first_batch_size if grows else None
+            stages.append(replace(stage, steps=here, warmup=warmup, ramp=grows, first_batch_size=first))
         return replace(self, stages=tuple(stages))
 
     # -- files ------------------------------------------------------------------------------------------------
@@ -221,7 +229,9 @@ def _check_stage(stage: Stage, number: int, context: int) -> None:
     first = stage.learning_rate is not None or number > 0
     _require(first, where, "learning_rate", stage.learning_rate, "given: the first stage begins the schedule")
     begins = stage.learning_rate is not None or not (stage.warmup or stage.final_rate is not None)
-    _require(begins, where, "warmup and final_rate", (stage.warmup, stage.final_rate), "left out without a learning_rate")
+    _require(
+        begins, where, "warmup and final_rate", (stage.warmup, stage.final_rate), "left out without a learning_rate"
+    )
     for name in ("warmup", "ramp"):
         value = getattr(stage, name)
         _require(value <= stage.steps, where, name, value, f"at most the stage's {stage.steps} steps")

@@ -64,7 +64,9 @@ def _task_texts() -> Iterator[str]:
 
 def quick_look(model: Model) -> dict[str, float]:
     """Held-out numbers cheap enough to be taken during training."""
-    found = {f"{d}_bits_per_byte": bits_per_byte(model, heldout_documents(d), most_batches=6) for d in ("code", "prose")}
+    found = {
+        f"{d}_bits_per_byte": bits_per_byte(model, heldout_documents(d), most_batches=6) for d in ("code", "prose")
+    }
     for name, size in (("addition", 3), ("sums", 10), ("multiplication", 4)):
         items = heldout_items(TASKS[name], 50, seed=0, size=size)
         for thinking in (False, True):

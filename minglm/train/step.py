@@ -126,7 +126,9 @@ def _metrics(step: int, now: Now, loss: Loss, norm: float, params: Params) -> Me
         gradient_norm=norm,
         learning_rate=now.learning_rate,
         load={i: counts.tolist() for i, counts in loss.load.items()},
-        max_violation={i: round(float(counts.max() / max(counts.mean(), 1e-9) - 1), 4) for i, counts in loss.load.items()},
+        max_violation={
+            i: round(float(counts.max() / max(counts.mean(), 1e-9) - 1), 4) for i, counts in loss.load.items()
+        },
         bias={i: [round(float(b), 5) for b in biases[_bias_name(i)]] for i in loss.load},
     )
 
