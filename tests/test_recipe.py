@@ -100,13 +100,13 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"mine\.toml: not UTF-8"):
         load_recipe(str(path))
-    with pytest.raises(ValueError, match="neither a recipe file nor one of .*glm-tiny"):
+    with pytest.raises(ValueError, match=r"neither a recipe file nor one of .*glm-tiny"):
         load_recipe("glm-huge")
 
 
 @pytest.mark.parametrize("text", ["", "=", "stages = 5", "stages = [1]", "[" * 5000, "[[stages]]", "preset = 'micro'"])
 def test_what_is_no_recipe_is_said_so(text):
-    with pytest.raises(ValueError, match="^recipe: "):
+    with pytest.raises(ValueError, match=r"^recipe: "):
         Recipe.from_toml(text)
 
 

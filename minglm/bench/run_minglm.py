@@ -11,8 +11,8 @@ from minglm.bench.job import Answer, Job, keep_logits, median_seconds, prompt_id
 from minglm.data.batches import Batch
 from minglm.fast.engine import FastEngine
 from minglm.model.loss import shift_targets
-from minglm.train.loop import operations, start, train_step
-from minglm.train.recipe import RECIPES
+from minglm.train.recipe import Recipe, Stage
+from minglm.train.step import operations, start, train_step
 
 
 def run(job: Job) -> Answer:
@@ -67,7 +67,7 @@ def _train(model: Model, job: Job) -> dict[str, float]:
 
 def _trainer(model: Model, batch: Batch) -> Callable[[], None]:
     """What makes one training step, the same every time: loss, gradients, clipping, AdamW."""
-    recipe = RECIPES["glm-nano"]
+    recipe = Recipe("micro", (Stage("bench", 1000, *batch.ids.shape, {}, learning_rate=1e-3),), optimiser="adamw")
     state, ops = start(model, recipe), operations(recipe)
 
     def step() -> None:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.random import Generator, default_rng
@@ -105,7 +105,7 @@ class Piece(NamedTuple):
         return len(self.ids) - 1
 
 
-def whole(ids: Sequence[int] | NDArray[np.int64]) -> Piece:
+def whole(ids: Sequence[int] | NDArray[Any]) -> Piece:
     """A piece of which every token counts."""
     return Piece(np.asarray(ids, np.int64), np.ones(len(ids), bool))
 

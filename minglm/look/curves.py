@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,53 +34,56 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "") -> Figure:
     if not steps:
         raise ValueError("nothing to plot: no step among the metrics")
     figure = Figure(figsize=(9, 9), layout="constrained")
-    loss, balance, bias, rate = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 1])
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 1])
     x = np.array([line["step"] for line in steps])
+    _losses(panels[0], x, steps, [line for line in lines if "code_bits_per_byte" in line])
+    _routers(panels[1], panels[2], x, steps)
+    panels[3].plot(x, [line["learning_rate"] for line in steps], color="black")
+    for ax, label in zip(panels, ("loss", "MaxVio of the batch", "selection bias", "learning rate"), strict=True):
+        ax.set_ylabel(label, fontsize=_FONT)
+        ax.grid(True, color="#dddddd")
+        ax.tick_params(labelsize=_FONT)
+    _name_stages(panels, steps)
+    panels[3].set_ylim(0, None)
+    panels[3].set_xlabel("step", fontsize=_FONT + 1)
+    title = f"Training{', ' + printable(name) if name else ''}: {x[-1] + 1:,} steps"
+    panels[0].set_title(title, fontsize=_FONT + 1, loc="left", parse_math=False)
+    return figure
 
-    for label, key, style in (("next token", "main", "-"), ("MTP", "mtp", "--")):
+
+def _losses(ax: Any, x: Array, steps: Sequence[dict[str, Any]], looks: Sequence[dict[str, Any]]) -> None:
+    for label, key, style, colour in (("next token", "main", "-", "black"), ("MTP", "mtp", "--", "#0072b2")):
         y = np.array([line[key] for line in steps])
-        loss.plot(x, y, style, color="#bbbbbb", linewidth=0.7)
-        loss.plot(x, _smooth(y), style, color="black" if key == "main" else "#0072b2", label=f"{label}, nats per token")
-    looks = [line for line in lines if "code_bits_per_byte" in line]
+        ax.plot(x, y, style, color="#bbbbbb", linewidth=0.7)
+        ax.plot(x, _smooth(y), style, color=colour, label=f"{label}, nats per token")
     for domain, marker, colour in (("code", "o", "#d55e00"), ("prose", "s", "#009e73")):
-        y = [line[f"{domain}_bits_per_byte"] for line in looks]
-        loss.plot(
-            [line["step"] for line in looks], y, marker, markersize=4, color=colour, label=f"{domain}, bits per byte"
-        )
-    top = np.quantile([line["main"] for line in steps], 0.98) * 1.15
-    loss.set_ylim(0, top)
-    loss.set_ylabel("loss", fontsize=_FONT)
+        at, bits = [line["step"] for line in looks], [line[f"{domain}_bits_per_byte"] for line in looks]
+        ax.plot(at, bits, marker, markersize=4, color=colour, label=f"{domain}, bits per byte")
+    ax.set_ylim(0, np.quantile([line["main"] for line in steps], 0.98) * 1.15)
+    ax.legend(fontsize=_FONT, loc="upper right")
 
+
+def _routers(balance: Any, bias: Any, x: Array, steps: Sequence[dict[str, Any]]) -> None:
+    """MaxVio of each layer, and a line for each expert's bias."""
     layers = list(steps[-1]["max_violation"])
     colours = colormaps["viridis"](np.linspace(0, 0.85, max(len(layers), 1)))
     for i, layer in enumerate(layers):
-        label, style = f"layer {layer}", LINES[i % len(LINES)]
-        balance.plot(
-            x, _smooth(np.array([line["max_violation"][layer] for line in steps])), style, color=colours[i], label=label
-        )
-        spread = np.array([line["bias"][layer] for line in steps])
-        bias.plot(x, spread, style, color=colours[i], linewidth=0.7)
-    balance.set_ylabel("MaxVio of the batch", fontsize=_FONT)
+        style = {"color": colours[i], "linestyle": LINES[i % len(LINES)]}
+        violations = np.array([line["max_violation"][layer] for line in steps])
+        balance.plot(x, _smooth(violations), label=f"layer {layer}", **style)
+        bias.plot(x, [line["bias"][layer] for line in steps], linewidth=0.7, **style)
     balance.set_ylim(0, None)
-    bias.set_ylabel("selection bias,\none line an expert", fontsize=_FONT)
-    rate.plot(x, [line["learning_rate"] for line in steps], color="black")
-    rate.set_ylabel("learning rate", fontsize=_FONT)
-    rate.set_ylim(0, None)
-    rate.set_xlabel("step", fontsize=_FONT + 1)
-
-    for ax in (loss, balance, bias, rate):
-        ax.grid(True, color="#dddddd")
-        ax.tick_params(labelsize=_FONT)
-        for line in (b for a, b in zip(steps, steps[1:], strict=False) if a["stage"] != b["stage"]):
-            ax.axvline(line["step"], color="black", linestyle=":", linewidth=1)
-    for line in (b for a, b in zip([{"stage": None}, *steps], steps, strict=False) if a["stage"] != b["stage"]):
-        loss.text(line["step"], top, f" {printable(line['stage'])}", fontsize=_FONT, va="top")
-    loss.legend(fontsize=_FONT, loc="upper right")
-    if len(layers) > 1:
+    if layers:
         balance.legend(fontsize=_FONT, loc="upper right", ncols=2)
-    title = f"Training{', ' + printable(name) if name else ''}: {x[-1] + 1:,} steps"
-    loss.set_title(title, fontsize=_FONT + 1, loc="left", parse_math=False)
-    return figure
+
+
+def _name_stages(panels: Sequence[Any], steps: Sequence[dict[str, Any]]) -> None:
+    firsts = [steps[0], *(after for before, after in pairwise(steps) if before["stage"] != after["stage"])]
+    for line in firsts:
+        for ax in panels:
+            ax.axvline(line["step"], color="black", linestyle=":", linewidth=1)
+        top = panels[0].get_ylim()[1]
+        panels[0].text(line["step"], top, f" {printable(line['stage'])}", fontsize=_FONT, va="top")
 
 
 def _smooth(y: Array) -> Array:

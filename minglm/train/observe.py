@@ -43,7 +43,7 @@ def probe_text() -> str:
 
 
 def probe_routing(model: "Model") -> np.ndarray:  # -> uint8 [T, layer, K]
-    """The experts that the routers pick for the probe text, by rank; one entry of the middle axis for each MoE layer."""
+    """The experts that each MoE layer's router picks for the probe text, by rank."""
     if model.tokenizer is None:
         raise ValueError("the probe is a text, and this model has no tokenizer")
     ids = np.array([model.tokenizer.encode(probe_text())[: model.config.max_position_embeddings]])

@@ -6,7 +6,9 @@ A recipe has stages that follow each other: GLM-4.5's are pre-training, mid-trai
 
 import math
 import tomllib
+from bisect import bisect_right
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,10 +61,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_numbers(self, "recipe", MOST_ABOVE_ZERO)
-        known = ", ".join(PRESETS)
-        _require(
-            isinstance(self.preset, str) and self.preset in PRESETS, "recipe", "preset", self.preset, f"one of {known}"
-        )
+        known = isinstance(self.preset, str) and self.preset in PRESETS
+        _require(known, "recipe", "preset", self.preset, f"one of {', '.join(PRESETS)}")
         for name, choices in (("engine", ("fast", "numpy")), ("optimiser", ("muon", "adamw"))):
             value = getattr(self, name)
             _require(value in choices, "recipe", name, value, " or ".join(map(repr, choices)))
@@ -77,7 +77,12 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        return sum(stage.steps for stage in self.stages)
+        return self.ends[-1]
+
+    @property
+    def ends(self) -> list[int]:
+        """The step at which each stage is over."""
+        return list(accumulate(stage.steps for stage in self.stages))
 
     @property
     def tokens(self) -> int:
@@ -90,28 +95,23 @@ class Recipe:
 
     def at(self, step: int) -> "Now":
         """What holds at this step, counted from 0. The last step's also after the end."""
-        step, begin = min(step, self.steps - 1), 0
-        for number, stage in enumerate(self.stages):
-            if step < begin + stage.steps:
-                break
-            begin += stage.steps
-        batch_size = ramp(step - begin, stage.ramp, stage.first_batch_size or stage.batch_size, stage.batch_size)
-        return Now(number, stage, step - begin, batch_size, self._rate(number, step))
+        step = min(step, self.steps - 1)
+        number = bisect_right(self.ends, step)
+        stage = self.stages[number]
+        inside = step - self.ends[number] + stage.steps
+        batch_size = ramp(inside, stage.ramp, stage.first_batch_size or stage.batch_size, stage.batch_size)
+        return Now(number, stage, inside, batch_size, self._rate(number, step))
 
     def _rate(self, number: int, step: int) -> float:
         """The learning rate: a schedule begins at a stage that names a rate, and runs until the next such stage."""
-        first = max(i for i in range(number + 1) if self.stages[i].learning_rate is not None)
-        last = next(
-            (i for i in range(number + 1, len(self.stages)) if self.stages[i].learning_rate is not None),
-            len(self.stages),
-        )
-        begin = sum(stage.steps for stage in self.stages[:first])
-        total = sum(stage.steps for stage in self.stages[first:last])
-        peak, floor = self.stages[first].learning_rate, self.stages[first].final_rate
+        begins = [i for i, stage in enumerate(self.stages) if stage.learning_rate is not None]
+        first = max(i for i in begins if i <= number)
+        last = min([i for i in begins if i > number], default=len(self.stages)) - 1
+        begin, stage = self.ends[first] - self.stages[first].steps, self.stages[first]
+        peak, floor = stage.learning_rate, stage.final_rate
         assert peak is not None  # checked when the recipe was made
-        return warmup_cosine(
-            step - begin, total, self.stages[first].warmup, peak, peak / 10 if floor is None else floor
-        )
+        floor = peak / 10 if floor is None else floor
+        return warmup_cosine(step - begin, self.ends[last] - begin, stage.warmup, peak, floor)
 
     def model_config(self, number: int = -1) -> Config:
         """The model's config in a stage: of the last one, if none is asked for."""
@@ -121,15 +121,13 @@ class Recipe:
 
     def shortened(self, steps: int) -> "Recipe":
         """The same recipe with another number of steps, shared among the stages as before."""
-        _require(
-            _is_whole(steps) and steps >= len(self.stages), "recipe", "steps", steps, f"{len(self.stages)} or more"
-        )
-        share, stages = steps / self.steps, []
-        for number, stage in enumerate(self.stages):
-            left = len(self.stages) - number - 1
-            here = steps - sum(s.steps for s in stages) if left == 0 else max(1, round(stage.steps * share))
-            here = min(here, steps - sum(s.steps for s in stages) - left)
-            warmup, grows = (min(round(n * share), here // 2) for n in (stage.warmup, stage.ramp))
+        least = len(self.stages)
+        _require(_is_whole(steps) and steps >= least, "recipe", "steps", steps, f"{least} or more")
+        stages: list[Stage] = []
+        for stage, end in zip(self.stages, self.ends, strict=True):
+            done, after = sum(s.steps for s in stages), len(self.stages) - len(stages) - 1
+            here = min(max(round(end * steps / self.steps) - done, 1), steps - done - after)
+            warmup, grows = (min(round(n * steps / self.steps), here // 2) for n in (stage.warmup, stage.ramp))
             first = stage.first_batch_size if grows else None
             stages.append(replace(stage, steps=here, warmup=warmup, ramp=grows, first_batch_size=first))
         return replace(self, stages=tuple(stages))
