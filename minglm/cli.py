@@ -106,22 +106,24 @@ def _routing(given: argparse.Namespace) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
-    from minglm.train.recipe import RECIPES, Recipe
+    from minglm.train.recipe import load_recipe
     from minglm.train.run import finish, train_recipe
 
-    if given.recipe in RECIPES:
-        recipe, name = RECIPES[given.recipe], given.recipe
-    elif Path(given.recipe).is_file():
-        recipe, name = Recipe.from_json(_text_or_file(given.recipe)), Path(given.recipe).stem
-    else:
-        raise ValueError(f"{given.recipe!r} is neither a recipe file nor one of {', '.join(RECIPES)}")
+    name = given.recipe or ("fine-tune" if given.start else DEFAULT)
+    recipe = load_recipe(name)
     if given.steps is not None:
-        recipe = replace(recipe, steps=given.steps, warmup=min(recipe.warmup, given.steps // 10))
+        recipe = recipe.shortened(given.steps)
     if given.engine is not None:
         recipe = replace(recipe, engine=given.engine)
-    run = Path(given.run_folder or Path("runs") / name)
-    model = train_recipe(recipe, run, [Path(f) for f in given.data], threads=given.threads)
-    finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(given.data))
+    files = [Path(f) for f in given.data]
+    run = Path(given.run_folder or Path("runs") / Path(name).stem)
+    start = load(given.start) if given.start else None
+    try:
+        model = train_recipe(recipe, run, files, start, threads=given.threads)
+    except KeyboardInterrupt:
+        print(f"\nsaved in {run}; the same command goes on from there", file=sys.stderr)
+        raise
+    finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(files or start))
 
 
 def _eval(given: argparse.Namespace) -> None:
@@ -259,7 +261,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     train.set_defaults(run=_train)
-    train.add_argument("recipe", nargs="?", default=DEFAULT, help="a recipe's name or JSON file (default %(default)s)")
+    known = "glm-tiny, glm-nano (default), fine-tune (default with --from)"
+    train.add_argument("recipe", nargs="?", help=f"a TOML file, or one of {known}")
+    train.add_argument("--from", dest="start", metavar="FOLDER", help="go on from this checkpoint's weights")
     train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
     train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
     train.add_argument("--save", help="where the finished model goes (default RUN/model)")

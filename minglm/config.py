@@ -367,9 +367,27 @@ PRESETS: dict[str, Config] = {
     ),
     "GLM-4.6": _GLM_45.replace(max_position_embeddings=202752),
     "GLM-4.7": _GLM_45.replace(max_position_embeddings=202752),
-    # The first checkpoint trained here: every feature on, about a million parameters.
+    # The checkpoints trained here, every feature on.
+    "glm-tiny": Config(
+        vocab_size=2048,
+        hidden_size=192,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=512,
+        moe_intermediate_size=96,
+        n_routed_experts=16,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        routed_scaling_factor=1.5,
+        use_qk_norm=True,
+        attention_bias=True,
+        rope_theta=10000.0,
+        max_position_embeddings=1024,
+    ),
     "glm-nano": Config(
-        vocab_size=768,
+        vocab_size=2048,
         hidden_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
@@ -384,7 +402,7 @@ PRESETS: dict[str, Config] = {
         use_qk_norm=True,
         attention_bias=True,
         rope_theta=10000.0,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
     ),
     # The smallest with every optional part: groups, shared experts, q/k norm, biases, two MTP layers. For tests,
     # derivations and the debugger.

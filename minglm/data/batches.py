@@ -1,20 +1,37 @@
-"""Token streams and training batches: `batch(step)` is a pure function of (seed, step), so resuming needs no state."""
+"""Training batches: pieces of text, of generated tasks and of conversations, laid into rows.
+
+`batch(step)` is a pure function of (seed, step), so resuming needs no state.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from minglm.data.heldout import Document
-from minglm.data.tasks import Task, make_train
 from minglm.model.ops import IGNORE
 
 Encode = Callable[[str], list[int]]
 
 PADDING = -1  # the segment of a position that holds no document
+
+
+class Batch(NamedTuple):
+    """Rows for one training step, all int64 [B, T].
+
+    `targets[b, t]` is the token that follows `ids[b, t]` in its document, -100 where none does or where it does not
+    count. `segments` numbers the documents inside a row from 0: attention and positions do not cross them. -1 is
+    padding.
+    """
+
+    ids: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    segments: NDArray[np.int64]
+
+
+# -- streams -----------------------------------------------------------------------------------------------------
 
 
 class TokenStream(NamedTuple):
@@ -46,19 +63,15 @@ def _stream(pieces: Sequence[NDArray[np.int64]]) -> TokenStream:
     return TokenStream(small, starts)
 
 
-# -- batches --
+def stream_batches(stream: TokenStream, sequence_length: int, batch_size: int) -> Iterator[Batch]:
+    """The whole stream once, in order, as rows side by side: for evaluation. The last row is padded.
 
-
-class Batch(NamedTuple):
-    """Rows for one training step, all int64 [B, T].
-
-    `targets[b, t]` is the token that follows `ids[b, t]` in its document, -100 where none does. `segments`
-    numbers the documents inside a row from 0: attention and positions do not cross them. -1 is padding.
+    Every token but the first of each document is a target exactly once; a row's first tokens have little
+    context.
     """
-
-    ids: NDArray[np.int64]
-    targets: NDArray[np.int64]
-    segments: NDArray[np.int64]
+    first = np.arange(0, len(stream.tokens), sequence_length)
+    for start in range(0, len(first), batch_size):
+        yield windows(stream, first[start : start + batch_size], sequence_length)
 
 
 def windows(stream: TokenStream, first: NDArray[np.int64], sequence_length: int) -> Batch:
@@ -75,131 +88,163 @@ def windows(stream: TokenStream, first: NDArray[np.int64], sequence_length: int)
     )
 
 
-def stream_batches(stream: TokenStream, sequence_length: int, batch_size: int) -> Iterator[Batch]:
-    """The whole stream once, in order, as rows side by side: for evaluation. The last row is padded.
+# -- pieces ------------------------------------------------------------------------------------------------------
 
-    Every token but the first of each document is a target exactly once; a row's first tokens have little
-    context.
-    """
-    first = np.arange(0, len(stream.tokens), sequence_length)
-    for start in range(0, len(first), batch_size):
-        yield windows(stream, first[start : start + batch_size], sequence_length)
+
+class Piece(NamedTuple):
+    """A document, or part of one. It takes n − 1 places of a row: its last token is only predicted."""
+
+    ids: NDArray[np.int64]  # [n]
+    counts: NDArray[np.bool_]  # [n]: whether predicting this token counts
+
+    def cut(self, most: int) -> "Piece":
+        return Piece(self.ids[:most], self.counts[:most])
+
+    @property
+    def places(self) -> int:
+        return len(self.ids) - 1
+
+
+def whole(ids: Sequence[int] | NDArray[np.int64]) -> Piece:
+    """A piece of which every token counts."""
+    return Piece(np.asarray(ids, np.int64), np.ones(len(ids), bool))
+
+
+class Source(Protocol):
+    """Where one kind of piece comes from."""
+
+    def piece(self, rng: Generator, most: int) -> Piece:
+        """The next one, at most `most` tokens where the kind can be cut at all."""
+        ...
+
+
+class TextSource(NamedTuple):
+    """Parts of a stream's documents: from a random place to the document's end, which is random truncation; or, with
+    `aligned`, the document's own chunks of `most` tokens, so that one that fits comes whole."""
+
+    stream: TokenStream
+    aligned: bool = False
+
+    def piece(self, rng: Generator, most: int) -> Piece:
+        tokens, starts = self.stream
+        at = int(rng.integers(len(tokens)))
+        document = int(np.searchsorted(starts, at, side="right"))
+        begin, end = int(starts[document - 1]), int(starts[document]) if document < len(starts) else len(tokens)
+        at = begin + (at - begin) // most * most if self.aligned else min(at, end - 2)
+        return whole(tokens[max(min(at, end - 2), begin) : min(at + most, end)])
+
+
+# -- rows --------------------------------------------------------------------------------------------------------
+
+
+def lay_out(rows: Sequence[Sequence[Piece]], sequence_length: int, padding_id: int) -> Batch:
+    """Each row's pieces one after the other, a segment each; what does not fit is cut off, what is left is padding."""
+    shape = len(rows), sequence_length
+    batch = Batch(np.full(shape, padding_id, np.int64), np.full(shape, IGNORE), np.full(shape, PADDING))
+    for b, pieces in enumerate(rows):
+        at = 0
+        for number, piece in enumerate(pieces):
+            ids, counts = piece.cut(sequence_length - at + 1)
+            end = at + len(ids) - 1
+            batch.ids[b, at:end] = ids[:-1]
+            batch.targets[b, at:end] = np.where(counts[1:], ids[1:], IGNORE)
+            batch.segments[b, at:end] = number
+            at = end
+    return batch
+
+
+def best_fit(pieces: Iterable[Piece], rows: int, sequence_length: int) -> list[list[Piece]]:
+    """Best-fit packing (arXiv 2404.10830): the longest piece first, each into the row with the least room that holds
+    it. A piece that no row holds is left out."""
+    filled: list[list[Piece]] = [[] for _ in range(rows)]
+    room = np.full(rows, sequence_length)
+    for piece in sorted(pieces, key=lambda piece: -piece.places):
+        fits = np.flatnonzero(room >= piece.places)
+        if len(fits):
+            row = int(fits[room[fits].argmin()])
+            filled[row].append(piece)
+            room[row] -= piece.places
+    return filled
 
 
 class Mixture:
-    """Training batches from a corpus and generated tasks, in given proportions.
+    """Training batches from several sources, in given shares.
 
-    `weights` maps domains of the corpus and names of tasks to shares of the rows; only ratios matter. A row
-    holds one text domain, or tasks: all tasks share the task rows, and `weights` says how often each is drawn
-    there. So a small batch, too, holds every domain: a domain with share w gets floor(B·w) or ceil(B·w) of
-    the B rows, B·w on average.
+    "truncate": a row holds one text domain, or tasks. A kind with share w gets floor(B·w) or ceil(B·w) of the B rows,
+    B·w on average, so that a small batch, too, holds every kind. `switch` of the rows change midway to what another
+    row begins with, in one segment. "best-fit": pieces of every kind until its share of the tokens is reached, packed
+    whole; a row holds several kinds.
 
-    Text rows are windows at random places (random truncation). Task rows are documents of one to six lines of
-    one task, end to end; the last is cut by the row's end. Task items are drawn anew for every batch, never a
-    held-out one.
-
-    ValueError for a T or B below 1, weights that are unknown, negative or all zero, or a domain shorter than
-    a row.
+    ValueError for weights that name an unknown source, are negative or all zero.
     """
 
     def __init__(
         self,
-        corpus: Corpus,
-        tasks: Iterable[Task],
+        sources: Mapping[str, Source],
         weights: Mapping[str, float],
         sequence_length: int,
-        batch_size: int,
         seed: int,
-        encode: Encode,
-        end_id: int,
+        padding_id: int,
+        packing: str = "truncate",
+        switch: float = 0.0,
     ) -> None:
-        self.sequence_length, self.batch_size, self.seed = sequence_length, batch_size, seed
-        self.encode = lru_cache(2**15)(encode)  # short prompts and answers recur: half the time of a batch
-        self.end_id = end_id
-        by_name = {task.name: task for task in tasks}
-        _check_sizes(sequence_length, batch_size)
-        _check_weights(weights, corpus, by_name)
-        used = {name: weight for name, weight in weights.items() if weight > 0}
-        self.streams = {name: corpus.streams[name] for name in used if name in corpus.streams}
-        _check_lengths(self.streams, sequence_length)
-        self.tasks = [by_name[name] for name in used if name in by_name]
-        self.task_ends = _ends([used[task.name] for task in self.tasks])
-        in_tasks = sum(used[task.name] for task in self.tasks)
-        self.row_ends = _ends([*(used[name] for name in self.streams), in_tasks])
+        _check_weights(weights, sources)
+        self.sources = [sources[name] for name, weight in weights.items() if weight > 0]
+        shares = np.array([weight for weight in weights.values() if weight > 0], np.float64)
+        self.shares = shares / shares.sum()
+        self.sequence_length, self.seed, self.padding_id = sequence_length, seed, padding_id
+        self.packing, self.switch = packing, switch
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, batch_size: int) -> Batch:
         """The batch of this step, [B, T]: a pure function of (seed, step)."""
         rng = default_rng([self.seed, step])
-        rows = self._rows_per_kind(rng)
-        parts = [
-            self._text_rows(stream, count, rng) for stream, count in zip(self.streams.values(), rows[:-1], strict=True)
-        ]
-        parts.append(self._task_rows(rows[-1], rng))
-        order = rng.permutation(self.batch_size)  # so that a slice of the batch is a mixture too
-        ids, targets, segments = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
-        return Batch(ids, targets, segments)
+        rows = self._whole_pieces(rng, batch_size) if self.packing == "best-fit" else self._cut_rows(rng, batch_size)
+        batch = lay_out(rows, self.sequence_length, self.padding_id)
+        order = rng.permutation(batch_size)  # so that a slice of the batch is a mixture too
+        return _switched(Batch(*(array[order] for array in batch)), round(self.switch * batch_size))
 
-    def _rows_per_kind(self, rng: Generator) -> list[int]:
-        """Rows for each text domain, then for tasks: B evenly spaced points on the shares laid end to end."""
-        points = (np.arange(self.batch_size) + rng.random()) / self.batch_size
-        return np.bincount(np.searchsorted(self.row_ends, points), minlength=len(self.row_ends)).tolist()
+    def _cut_rows(self, rng: Generator, batch_size: int) -> list[list[Piece]]:
+        # B evenly spaced points on the shares laid end to end
+        points = (np.arange(batch_size) + rng.random()) / batch_size
+        kinds = np.searchsorted(np.cumsum(self.shares)[:-1], points, side="right")
+        return [self._cut_row(self.sources[kind], rng) for kind in kinds]
 
-    def _text_rows(self, stream: TokenStream, count: int, rng: Generator) -> Batch:
-        first = rng.integers(0, len(stream.tokens) - self.sequence_length, size=count)
-        return windows(stream, first, self.sequence_length)
+    def _cut_row(self, source: Source, rng: Generator) -> list[Piece]:
+        pieces, room = [], self.sequence_length
+        while room > 0:
+            piece = source.piece(rng, room + 1).cut(room + 1)
+            pieces.append(piece)
+            room -= piece.places
+        return pieces
 
-    def _task_rows(self, count: int, rng: Generator) -> Batch:
-        """Rows of task documents: each row starts with a new one and has at least one token after it."""
-        pieces: list[NDArray[np.int64]] = []
-        first: list[int] = []
-        total = 0
-        for _ in range(count):
-            first.append(total)
-            while total <= first[-1] + self.sequence_length:
-                pieces.append(np.array(self._task_document(rng), np.int64))
-                total += len(pieces[-1])
-        stream = _stream(pieces or [np.array([self.end_id], np.int64)])
-        return windows(stream, np.array(first, np.int64), self.sequence_length)
-
-    def _task_document(self, rng: Generator) -> list[int]:
-        """One to six lines of one task, and the end token.
-
-        Prompt and answer are encoded apart, as when the model is asked: no token can span the two.
-        """
-        task = self.tasks[int(np.searchsorted(self.task_ends, rng.random()))]
-        ids: list[int] = []
-        for _ in range(rng.integers(1, 7)):
-            item = make_train(task, rng)
-            ids += self.encode(item.prompt) + self.encode(item.answer + "\n")
-        return [*ids, self.end_id]
+    def _whole_pieces(self, rng: Generator, batch_size: int) -> list[list[Piece]]:
+        pieces = []
+        for source, share in zip(self.sources, self.shares, strict=True):
+            wanted = share * batch_size * self.sequence_length
+            while wanted > 0:
+                piece = source.piece(rng, self.sequence_length + 1)
+                # the last one is taken by chance, so that a share of less than a piece gets its due on average
+                if piece.places <= wanted or rng.random() * piece.places < wanted:
+                    pieces.append(piece)
+                wanted -= piece.places
+        return best_fit(pieces, batch_size, self.sequence_length)
 
 
-def _ends(weights: Sequence[float]) -> NDArray[np.float64]:
-    """Where each weight's share ends when all are laid end to end on [0, 1]; the last is exactly 1."""
-    ends = np.cumsum(np.array(weights, np.float64))
-    return ends / ends[-1] if len(ends) else ends
+def _switched(batch: Batch, count: int) -> Batch:
+    """The first `count` rows go on, from the middle, with what the next `count` rows begin with."""
+    if not count or len(batch.ids) < 2 * count:
+        return batch
+    middle, rest = batch.ids.shape[1] // 2, (batch.ids.shape[1] + 1) // 2
+    other = Batch(*(array[count : 2 * count, :rest] for array in batch))
+    batch.ids[:count, middle:] = other.ids
+    batch.targets[:count, middle:] = other.targets
+    batch.targets[:count, middle - 1] = IGNORE  # nobody could know
+    batch.segments[:count, middle:] = other.segments + batch.segments[:count, middle - 1 : middle]
+    return batch
 
 
-def _check_sizes(sequence_length: int, batch_size: int) -> None:
-    for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: wanted at least 1")
-
-
-def _check_weights(weights: Mapping[str, float], corpus: Corpus, tasks: Mapping[str, Task]) -> None:
-    known = [*corpus.streams, *tasks]
-    if unknown := [name for name in weights if name not in known]:
-        raise ValueError(f"weights name {', '.join(unknown)}: wanted some of {', '.join(known)}")
-    if clash := [name for name in tasks if name in corpus.streams]:
-        raise ValueError(f"{', '.join(clash)} names a domain and a task: rename the domain")
+def _check_weights(weights: Mapping[str, float], sources: Mapping[str, Source]) -> None:
+    if unknown := [name for name in weights if name not in sources]:
+        raise ValueError(f"weights name {', '.join(unknown)}: wanted some of {', '.join(sources)}")
     if not all(0 <= weight < np.inf for weight in weights.values()) or not any(weights.values()):
         raise ValueError(f"weights {dict(weights)}: wanted finite numbers from 0 up, at least one of them above 0")
-
-
-def _check_lengths(streams: Mapping[str, TokenStream], sequence_length: int) -> None:
-    for name, stream in streams.items():
-        if len(stream.tokens) <= sequence_length:
-            raise ValueError(
-                f"domain {name!r} has {len(stream.tokens)} tokens, a row needs {sequence_length + 1} "
-                "(its targets are one ahead): add text or shorten the sequence"
-            )

@@ -1,12 +1,11 @@
-"""Exact-match accuracy on generated tasks, answered greedily."""
+"""Exact answers to generated tasks, in plain text or in the chat format, direct or with written-out thinking."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from minglm.data.tasks import Item, Task
-from minglm.model.kvcache import KVCache
-from minglm.model.transformer import head, transformer
+from minglm.data.chats import ask
+from minglm.data.tasks import Item, check, plain
+from minglm.generate.batch import continue_all
+from minglm.text.chat import ChatTemplate, parse_answer
 
 if TYPE_CHECKING:
     from minglm.api import Model
@@ -21,35 +20,30 @@ class Score(NamedTuple):
         return self.right / self.asked
 
 
-def accuracy(model: "Model", task: Task, items: list[Item], max_new_tokens: int = 24) -> Score:
-    """How many of the items the model answers exactly, with nothing before the prompt."""
-    answers = answer_all(model, [item.prompt for item in items], max_new_tokens)
-    return Score(sum(task.check(item, text) for item, text in zip(items, answers, strict=True)), len(items))
+def accuracy(
+    model: "Model", items: list[Item], thinking: bool = False, chat: bool = True, max_new_tokens: int = 320
+) -> Score:
+    """How many of the items the model answers exactly, with nothing before the question.
+
+    `chat`: asked as a conversation, with thinking on or off; otherwise as the plain text of pre-training.
+    """
+    answers = (chat_answers if chat else plain_answers)(model, items, thinking, max_new_tokens)
+    return Score(sum(check(item, text) for item, text in zip(items, answers, strict=True)), len(items))
 
 
-def answer_all(model: "Model", prompts: list[str], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of many prompts at once, up to a newline or an end token; padded on the left."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ValueError("tasks need a tokenizer, and this model has none")
-    encoded = [tokenizer.encode(p) for p in prompts]
-    width = max(map(len, encoded))
-    ids = np.array([[0] * (width - len(e)) + e for e in encoded])
-    segments = np.array([[-1] * (width - len(e)) + [0] * len(e) for e in encoded])
-    cache = KVCache(model.config, len(prompts), width + max_new_tokens, model.compute_dtype)
-    texts = [""] * len(prompts)
-    going = np.ones(len(prompts), bool)
-    for _ in range(max_new_tokens):
-        hidden, _ = transformer(ids, model.params, model.config, cache, segments=segments)
-        logits = head(hidden[:, -1:], model.params)[:, 0, : model.usable_tokens]
-        ids, segments = logits.argmax(axis=-1)[:, None], np.zeros((len(prompts), 1), np.int64)
-        for row in np.flatnonzero(going):
-            token = int(ids[row, 0])
-            if token in tokenizer.end_ids:
-                going[row] = False
-                continue
-            texts[row] += tokenizer.decode([token])
-            going[row] = "\n" not in texts[row]
-        if not going.any():
-            break
-    return texts
+def plain_answers(model: "Model", items: list[Item], thinking: bool, max_new_tokens: int) -> list[str]:
+    """What stands behind the last "=": on the first line, or after the steps on a line of its own."""
+    prompts = [plain(item, thinking)[0] for item in items]
+
+    def done(text: str) -> bool:
+        return text.endswith("\n") and (not thinking or text.rstrip("\n").rpartition("\n")[2].startswith("="))
+
+    texts = continue_all(model, prompts, max_new_tokens, done)
+    return [text.rstrip("\n").rpartition("\n")[2].removeprefix("=") if thinking else text for text in texts]
+
+
+def chat_answers(model: "Model", items: list[Item], thinking: bool, max_new_tokens: int) -> list[str]:
+    """The answers' content, without the thinking."""
+    template = model.chat_template or ChatTemplate()
+    prompts = [template.render([ask(item)], enable_thinking=thinking) for item in items]
+    return [parse_answer(text).content or "" for text in continue_all(model, prompts, max_new_tokens)]

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from minglm.config import Config
-from minglm.fast import attention, products, rows
+from minglm.fast import attention, muon, products, rows
 from minglm.fast.blas import one_thread_each, sgemm
 from minglm.fast.team import team
 from minglm.model.ops import IGNORE, Array, Sight, Tap, embed, no_tap
@@ -212,6 +212,22 @@ class FastOps:
         """`minglm.train.optim.AdamW` for one array, in place. `how`: the factors, in the kernel's order."""
         self._run(rows.adamw, *(flat(a, 0).reshape(-1) for a in (p, g, m, v)), *(np.float32(x) for x in how))
 
+    def muon(
+        self,
+        matrices: list[tuple[Array, Array, Array, float]],
+        clip: float,
+        momentum: float,
+        kept: float,
+        coefficients: tuple[float, float, float],
+        tiny: float,
+        steps: int,
+    ) -> None:
+        """`minglm.train.muon.Muon`, in place, for all matrices: (weight, gradient, running mean, length of the step).
+        They may be stacked, [.., rows, cols]."""
+        book, lengths, room = _matrices(matrices)
+        how = (np.float32(x) for x in (clip, momentum, kept, *coefficients, tiny))
+        self._run_products(muon.muon, book, lengths, *how, steps, self.empty(self._team.threads, room))
+
     def embed_bwd(self, dy: Array, ids: Array, weight: Array) -> Array:  # [B, T, D] -> [V, D]
         dweight = self.like(weight)
         self._run(rows.embed_backward, flat(dy), ids.reshape(-1), dweight)
@@ -385,6 +401,24 @@ def _addresses(params: Experts, F: int, D: int, bfloat16: bool = True) -> Array:
     if stacked:
         return np.stack([part.ctypes.data + np.arange(len(part)) * part.strides[0] for part in params], axis=1)
     return np.array([[part.ctypes.data for part in expert(params, e)] for e in range(len(params.gate_proj))])
+
+
+def _matrices(given: list[tuple[Array, Array, Array, float]]) -> tuple[Array, Array, int]:
+    """What the kernel `muon` wants: its book and lengths, largest work first, and how much room a matrix needs."""
+    book, lengths = [np.zeros((0, 5), np.int64)], []
+    for p, g, m, length in given:
+        *stacked, rows_, cols = p.shape
+        offsets = 4 * rows_ * cols * np.arange(math.prod(stacked))
+        starts = [check(part, *p.shape).ctypes.data + offsets for part in (p, g, m)]
+        if not (p.flags.writeable and m.flags.writeable):
+            raise ValueError("an update in place wants weights and means that can be written to; copy them")
+        book.append(np.stack([*starts, np.full_like(offsets, rows_), np.full_like(offsets, cols)], axis=1))
+        lengths += [length] * len(offsets)
+    whole = np.concatenate(book)
+    small, large = whole[:, 3:].min(axis=1), whole[:, 3:].max(axis=1)
+    order = np.argsort(-(small**2) * (2 * large + small), kind="stable")
+    room = 2 * int((small * (large + small)).max(initial=0))
+    return whole[order], np.array(lengths, np.float32)[order], room
 
 
 def first_keys(sight: Sight) -> Array:  # -> int [B, T]

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay, and gradient clipping."""
+"""AdamW with decoupled weight decay, and gradient clipping. Muon is in muon.py."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -32,6 +32,11 @@ class AdamW(NamedTuple):
     @classmethod
     def start(cls, params: Params, **options: Any) -> "AdamW":
         return cls(zeros_like(params), zeros_like(params), **options)
+
+    @classmethod
+    def restore(cls, params: Params, arrays: dict[str, Array], step: int, **options: Any) -> "AdamW":
+        """After `step` updates of `params`, with the arrays that `walk` gave. Raises as `read_moments` does."""
+        return cls(read_moments(arrays, "first", params), read_moments(arrays, "second", params), step, **options)
 
     def update(self, params: Params, grads: Params, rate: float) -> tuple[Params, "AdamW"]:
         """One step: new parameters and the optimiser after it. Nothing is changed in place."""
@@ -69,6 +74,19 @@ class AdamW(NamedTuple):
         for kind, record in (("first", self.first), ("second", self.second)):
             for name, array in walk_stacked(record):
                 yield f"{kind}.{name}", array
+
+
+def read_moments(arrays: dict[str, Array], kind: str, like: Params) -> Params:
+    """The saved arrays `kind`.NAME as a record. Raises KeyError if one is missing, ValueError if one has not the shape
+    that it has in `like`."""
+
+    def find(name: str, wanted: Array) -> Array:
+        found = arrays[f"{kind}.{name}"]
+        if found.shape != wanted.shape:
+            raise ValueError(f"{kind}.{name} has shape {found.shape}, not {wanted.shape}: saved by another optimiser")
+        return found
+
+    return map_arrays(find, like)
 
 
 def sum_of_squares(x: Array) -> float:

@@ -2,78 +2,75 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from minglm.api import Model, load
-from minglm.config import PRESETS
-from minglm.data.batches import Corpus, Mixture
+from minglm.data.chats import spans, task_chat, tool_chat
 from minglm.data.documents import compare_file_lists, documents, file_list, hold_out_tails, load_text_files
 from minglm.data.heldout import Document, heldout_documents
-from minglm.data.tasks import TASKS, TWO_DIGIT_ADDITION, heldout_items
+from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
-from minglm.evaluate.report import report
 from minglm.formats.files import write_text
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.card import card
-from minglm.train.loop import newest_checkpoint, train
+from minglm.train.curriculum import Curriculum
+from minglm.train.folder import newest_checkpoint
+from minglm.train.loop import train
+from minglm.train.observe import observer
 from minglm.train.recipe import Recipe
 
 Say = Callable[[str], None]
 
 
 def fresh_model(recipe: Recipe, docs: list[Document]) -> Model:
-    """A model with the recipe's preset and seed, and a tokenizer learnt from the documents."""
-    config = PRESETS[recipe.preset]
+    """A model with the recipe's preset and seed, and a tokenizer learnt from the documents and the tasks."""
+    config = recipe.model_config()
     tokenizer = learn_tokenizer(docs, config.vocab_size)
     config = config.replace(eos_token_id=tokenizer.end_ids, pad_token_id=tokenizer.end_ids[0])
     params = init_params(config, np.random.default_rng(recipe.seed))
     return Model(config, params, tokenizer, ChatTemplate(), recipe.preset)
 
 
-def learn_tokenizer(docs: list[Document], vocab_size: int, bytes_per_domain: int = 2_000_000) -> Tokenizer:
-    """Merges learnt from up to the same number of bytes of each domain, so that the largest does not decide alone."""
+TOKENIZER_BYTES = 2_000_000  # of each domain, so that the largest does not decide alone
+TOKENIZER_ITEMS = 2000  # of each task
+
+
+def learn_tokenizer(docs: list[Document], vocab_size: int) -> Tokenizer:
+    """Merges learnt from the documents, the tasks' plain text, and conversations."""
     texts, used = [], dict.fromkeys((d.domain for d in docs), 0)
     for document in docs:
-        if used[document.domain] < bytes_per_domain:
+        if used[document.domain] < TOKENIZER_BYTES:
             texts.append(document.text)
             used[document.domain] += len(document.text.encode())
-    return train_tokenizer(texts, vocab_size)
+    return train_tokenizer([*texts, *_task_texts()], vocab_size)
 
 
-def mixture(recipe: Recipe, docs: list[Document], model: Model) -> Mixture:
-    """The batches of a recipe."""
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    end = tokenizer.end_ids[0]
-    corpus = Corpus.build(docs, tokenizer.encode, end)
-    return Mixture(
-        corpus,
-        TASKS.values(),
-        recipe.weights,
-        recipe.sequence_length,
-        recipe.batch_size,
-        recipe.seed,
-        tokenizer.encode,
-        end,
-    )
+def _task_texts() -> Iterator[str]:
+    rng, template = np.random.default_rng(0), ChatTemplate()
+    for task in TASKS.values():
+        items = [make_train(task, rng) for _ in range(TOKENIZER_ITEMS)]
+        yield "".join("".join(plain(item, thinking)) for item in items for thinking in (True, False))
+        chats = [(tool_chat if task.name == "calculator" else task_chat)(item, True) for item in items[:20]]
+        yield "".join(text for chat in chats for text, _ in spans(chat, template))
 
 
 def quick_look(model: Model) -> dict[str, float]:
     """Held-out numbers cheap enough to be taken during training."""
-    items = heldout_items(TWO_DIGIT_ADDITION, 100, seed=0)
-    return {
-        "code_bits_per_byte": bits_per_byte(model, heldout_documents("code"), most_batches=6),
-        "prose_bits_per_byte": bits_per_byte(model, heldout_documents("prose"), most_batches=6),
-        "two_digit_addition": accuracy(model, TWO_DIGIT_ADDITION, items, max_new_tokens=5).share,
-    }
+    found = {f"{d}_bits_per_byte": bits_per_byte(model, heldout_documents(d), most_batches=6) for d in ("code", "prose")}
+    for name, size in (("addition", 3), ("sums", 10), ("multiplication", 4)):
+        items = heldout_items(TASKS[name], 50, seed=0, size=size)
+        for thinking in (False, True):
+            share = accuracy(model, items, thinking, chat=False, max_new_tokens=200).share
+            found[f"{name}_{'thinking' if thinking else 'direct'}"] = share
+    return found
 
 
 def _newest_model(run: Path) -> Model | None:
@@ -92,28 +89,45 @@ def _note_files(run: Path, docs: list[Document], say: Say) -> None:
 
 
 def train_recipe(
-    recipe: Recipe, run: Path, files: Sequence[Path] = (), say: Say = print, threads: int | None = None
+    recipe: Recipe,
+    run: Path,
+    files: Sequence[Path] = (),
+    start: Model | None = None,
+    say: Say = print,
+    threads: int | None = None,
 ) -> Model:
     """Train a recipe from nothing, or go on where `run` stopped.
 
-    `files`: the user's own text instead of the standard library and the tasks. The tokenizer is learnt from both, so
-    that a small text is enough; the ends of the files are held out.
+    `files`: the user's own text instead of our text and tasks; the ends of the files are held out. `start`: the model
+    to fine-tune; without it the weights are fresh and the tokenizer is learnt, from the files and from our text, so
+    that a small file is enough.
     """
     own, tails = hold_out_tails(load_text_files(files))
     say("reading the training text …")
-    docs = list(documents())
+    docs = [] if own and start else list(documents())
     if files:
-        recipe = replace(recipe, weights={"text": 1.0})
-    say(f"{len(own or docs)} documents, {sum(len(d.text.encode()) for d in own or docs) / 1e6:.1f} MB")
-    model = _newest_model(run) or fresh_model(recipe, [*own, *docs])
-    _note_files(run, own or docs, say)
+        recipe = with_own_text(recipe)
+    used = own or docs
+    say(f"{len(used)} documents, {sum(len(d.text.encode()) for d in used) / 1e6:.1f} MB")
+    model = _newest_model(run) or start or fresh_model(recipe, [*own, *docs])
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer, so it cannot be trained on text")
+    _note_files(run, used, say)
     say("encoding …")
-    batches = mixture(recipe, own or docs, model)
-    say(f"{'fresh weights' if newest_checkpoint(run) is None else 'going on'}: {model}")
-    size = f"{recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens"
-    say(f"{size}, {recipe.engine} engine, into {run}")
+    batches = Curriculum(recipe, used, model.tokenizer, model.chat_template or ChatTemplate())
+    say(f"{'fresh weights' if newest_checkpoint(run) is None and start is None else 'going on'}: {model}")
+    names = ", ".join(f"{stage.name} {stage.steps}" for stage in recipe.stages)
+    say(f"steps: {names}; {recipe.tokens / 1e6:.1f} million tokens, {recipe.engine} engine, into {run}")
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
-    return train(model, recipe, batches, run, look, threads=threads)
+    return train(model, recipe, batches, run, observer(run, recipe, look), threads=threads)
+
+
+def with_own_text(recipe: Recipe) -> Recipe:
+    """The recipe's text stages, on the user's text alone."""
+    stages = [replace(stage, weights={"text": 1.0}) for stage in recipe.stages if stage.format == "text"]
+    if not stages:
+        raise ValueError("the recipe has no text stage, so it cannot be trained on text files; take another one")
+    return replace(recipe, stages=tuple(stages))
 
 
 def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:
@@ -121,7 +135,7 @@ def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool
     the user's own data, also held-out results, golden texts and a card."""
     model.save(folder, "bfloat16")
     shipped = load(folder)  # what readers will get: weights rounded to bfloat16
-    for name in ("metrics.jsonl", "training_files.json", "recipe.json"):
+    for name in ("metrics.jsonl", "training_files.json", "recipe.toml"):
         shutil.copyfile(run / name, folder / name)
     if own_data:
         last = (folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
@@ -131,6 +145,8 @@ def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool
     lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
     (folder / "golden.json").write_text(f"[\n{lines}\n]\n", "utf-8")
     say("measuring …")
+    from minglm.evaluate.report import report
+
     rows = report(shipped, items=802)
     (folder / "README.md").write_text(card(shipped, recipe, folder, rows, golden), "utf-8")
     say(f"saved {folder}")

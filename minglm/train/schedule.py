@@ -12,3 +12,8 @@ def warmup_cosine(step: int, total: int, warmup: int, peak: float, floor: float)
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(total - 1 - warmup, 1)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def ramp(step: int, over: int, first: int, last: int) -> int:
+    """A whole number that grows from `first` to `last` in a straight line over so many steps, rounded."""
+    return last if step >= over else first + round((last - first) * step / over)

@@ -6,7 +6,8 @@ import torch
 import transformers
 
 from minglm.api import find, load
-from minglm.model.params import walk_stacked
+from minglm.model.params import walk, walk_stacked
+from minglm.train.muon import Muon
 from minglm.train.optim import AdamW, decays
 from tests.variants import MICRO, error, random_params
 
@@ -32,6 +33,41 @@ def test_adamw_is_torchs():
         theirs.step()
     found = dict(walk_stacked(ours))
     assert max(error(found[n], t.detach().numpy()) for n, t in tensors.items()) < 1e-12
+
+
+def after_five_steps_of_muon():
+    """{name: (where it began, ours, torch's)} of what Muon moves, experts one by one: torch's takes matrices only."""
+    ours = start = random_params(MICRO, 1, np.float64)
+    optimiser = Muon.start(start, weight_decay=0.2, momentum=0.9)
+    matrices = {n: a for n, a in walk(start) if a.ndim == 2 and "embed_tokens" not in n}
+    tensors = {n: torch.nn.Parameter(torch.tensor(a)) for n, a in matrices.items()}
+    how = {"weight_decay": 0.2, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    theirs = torch.optim.Muon(tensors.values(), lr=1.0, **how)
+    for step in range(5):
+        grads, rate = random_params(MICRO, 10 + step, np.float64), 0.01 * (step + 1)
+        ours, optimiser = optimiser.update(ours, grads, rate)
+        named = dict(walk(grads))
+        theirs.param_groups[0]["lr"] = rate
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(named[name])
+        theirs.step()
+    began, found = dict(walk(start)), dict(walk(ours))
+    return {n: (began[n], found[n], t.detach().numpy()) for n, t in tensors.items()}
+
+
+def test_muon_is_torchs(monkeypatch):
+    """torch orthogonalises in bfloat16; here in float64, by taking the rounding away."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    moved = after_five_steps_of_muon()
+    assert len(moved) > 50
+    assert max(error(ours, theirs) for _, ours, theirs in moved.values()) < 1e-12
+
+
+def test_muon_is_torchs_as_it_is_up_to_bfloat16():
+    """With the rounding (2⁻⁹ an operation, and each of the five steps feeds the next) the ways that a matrix went
+    differ by up to 1.4 percent, measured in the Frobenius norm; without the look ahead it would be 25 percent."""
+    for name, (began, ours, theirs) in after_five_steps_of_muon().items():
+        assert np.linalg.norm(ours - theirs) < 0.03 * np.linalg.norm(theirs - began), name
 
 
 CONVERSATIONS = [
