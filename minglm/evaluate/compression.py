@@ -14,7 +14,8 @@ from tqdm.std import tqdm
 
 from minglm.data.documents import balanced_sample, documents
 from minglm.data.heldout import heldout_documents
-from minglm.data.tasks import TASKS, Item, heldout_items, make_train, number_to_words
+from minglm.data.items import Item
+from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192)
@@ -69,23 +70,25 @@ def number_tokens(tokenizer: Tokenizer) -> int:
 
 
 def training_text(items: int = 2000) -> list[str]:
-    """What a tokenizer is learnt from: as much code as prose, and lines of `items` items of each task."""
+    """What a tokenizer is learnt from: as much code as prose, and `items` items of each task, in both forms."""
     rng = np.random.default_rng(0)
-    lines = [_line(make_train(task, rng)) for task in TASKS.values() for _ in range(items)]
-    return [document.text for document in balanced_sample(documents())] + lines
+    made = [make_train(task, rng) for task in TASKS.values() for _ in range(items)]
+    return [document.text for document in balanced_sample(documents())] + _texts(made)
 
 
-def _line(item: Item) -> str:
-    return f"{item.prompt}{item.answer}\n"
+def _texts(items: Iterable[Item]) -> list[str]:
+    """Each item direct and worked."""
+    return ["".join(plain(item, thinking)) for item in items for thinking in (False, True)]
 
 
 def heldout_samples() -> dict[str, list[str]]:
-    """Text that no tokenizer is learnt from: code, prose, the tasks' lines, number words, Chinese."""
-    lines = [_line(item) for task in TASKS.values() for item in heldout_items(task, 200, seed=0)]
+    """Text that no tokenizer is learnt from: code, prose, the tasks' items, number words apart; and Chinese."""
+    items = {task.name: _texts(heldout_items(task, 100, seed=0)) for task in TASKS.values()}
+    words = items.pop("number_words")
     return {
         **{domain: [d.text for d in heldout_documents(domain)] for domain in ("code", "prose")},
-        "tasks": lines,
-        "number words": [number_to_words(number) for number in range(7, 10_000, 49)],
+        "tasks": [text for texts in items.values() for text in texts],
+        "number words": words,
         "Chinese": [CHINESE],
     }
 
