@@ -24,7 +24,7 @@ from minglm.data.documents import (
     standard_library_documents,
 )
 from minglm.data.heldout import Document, heldout_documents, make_document
-from minglm.data.libraries import NearDuplicates, Package, find_packages, is_data, is_permissive, sources
+from minglm.data.libraries import NearDuplicates, Package, find_packages, is_data, is_permissive, origins
 from minglm.data.python_source import docstrings
 
 END = 256  # after the bytes
@@ -127,19 +127,19 @@ def test_file_lists_are_compared_in_one_sentence() -> None:
 def test_file_lists_are_written_in_one_line_per_document() -> None:
     docs = [make_document("code", f"folder/{i}.py", f"é{i}") for i in range(9)]
     package = Package("thing", "1.2", "MIT", Path(), ["folder/3.py", "folder/4.py"])
-    text = file_list_text(file_list(docs), sources(docs, [package]))
-    files, origins = read_file_list(text)
+    text = file_list_text(file_list(docs), origins(docs, [package]))
+    files, table = read_file_list(text)
     assert compare_file_lists(files, file_list(docs)) is None
     assert "1 changed (code folder/0.py)" in str(
         compare_file_lists(files, file_list([make_document("code", "folder/0.py", "è0"), *docs[1:]]))
     )
     assert [(f["name"], f["domain"], f["bytes"]) for f in files[:1]] == [("folder/0.py", "code", 3)]
     assert sum("folder/" in line for line in text.splitlines()) == 9
-    assert [(o.name, o.documents, o.code, o.prose) for o in origins] == [
+    assert [(o.name, o.documents, o.code, o.prose) for o in table] == [
         ("Python standard library", 7, 21, 0),
         ("thing", 2, 6, 0),
     ]
-    assert origins[1][1:3] == ("1.2", "MIT")
+    assert table[1][1:3] == ("1.2", "MIT")
     assert read_file_list(json.dumps(file_list(docs))) == (file_list(docs), [])  # the older form
 
 
@@ -177,7 +177,7 @@ def test_packages_are_read_without_tests_tables_and_copies(tmp_path: Path) -> No
         "pack/tests/test_b.py": code("c"),
         "pack/test_d.py": code("d"),
         "pack/_vendor/other/e.py": code("e"),
-        "pack/__init__.py": "x = 1\n",
+        "pack/__init__.py": "from pack import a\n",
         "pack/big.py": code("big", 4000),
         "pack/table.py": "".join(f"{i / 7:.9f}, {i / 11:.9f},\n" for i in range(99)),
         "pack/line.py": f"data = '{'abcdefgh ' * 200}'\n",
@@ -288,7 +288,7 @@ def test_all_of_this_machines_training_text() -> None:
     """About ten seconds: sizes, and no held-out passage in any package."""
     packages = find_packages()
     found = list(documents(packages=packages))
-    rows = sources(found, packages)
+    rows = origins(found, packages)
     assert {"numpy", "scipy", "matplotlib", "numba"} <= {row.name for row in rows}
     assert 12e6 < sum(row.code for row in rows) < 30e6
     assert 3e6 < sum(row.prose for row in rows) < 9e6

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from minglm.data.heldout import HELDOUT_FOLDER, Document, FileRecord, HeldoutLines, heldout_documents, make_document
-from minglm.data.libraries import NearDuplicates, Package, Source, find_packages, package_documents
+from minglm.data.libraries import NearDuplicates, Origin, Package, find_packages, package_documents
 from minglm.data.python_source import docstrings, parse, read_source, unix_newlines
 
 # -- the standard library ----------------------------------------------------------------------------------------
@@ -66,6 +66,19 @@ def documents(root: Path | None = None, packages: Iterable[Package] | None = Non
         yield from package_documents(package, is_new)
 
 
+def balanced_sample(documents: Iterable[Document], bytes_per_domain: int = 2_000_000) -> list[Document]:
+    """Documents of each domain, drawn from all of it, until they pass so many bytes: what a tokenizer is learnt from.
+
+    They are drawn in the order of their hashes: the same sample for the same documents in any order.
+    """
+    chosen, used = [], dict[str, int]()
+    for document in sorted(documents, key=lambda document: document.sha256):
+        if used.get(document.domain, 0) < bytes_per_domain:
+            chosen.append(document)
+            used[document.domain] = used.get(document.domain, 0) + len(document.text.encode())
+    return chosen
+
+
 def _heldout_test() -> Callable[[Document], bool]:
     """The question whether a document is held out, by its name or by its text."""
     heldout = heldout_documents()
@@ -107,10 +120,10 @@ def file_list(documents: Iterable[Document]) -> list[FileRecord]:
     ]
 
 
-def file_list_text(records: Iterable[FileRecord], origins: Iterable[Source] = ()) -> str:
+def file_list_text(records: Iterable[FileRecord], origins: Iterable[Origin] = ()) -> str:
     """The list that is kept with a checkpoint, as JSON: a row per origin, and a row per document with a short hash."""
     files = [[r["name"], r["domain"], r["bytes"], r["sha256"][:SHORT_HASH]] for r in records]
-    return f'{{"sources": {_json_rows(origins)},\n"files": {_json_rows(files)}}}\n'
+    return f'{{"origins": {_json_rows(origins)},\n"files": {_json_rows(files)}}}\n'
 
 
 def _json_rows(rows: Iterable[Iterable[object]]) -> str:
@@ -118,8 +131,8 @@ def _json_rows(rows: Iterable[Iterable[object]]) -> str:
     return "[\n" + ",\n".join(lines) + "\n]"
 
 
-def read_file_list(text: str) -> tuple[list[FileRecord], list[Source]]:
-    """What `file_list_text` wrote; or records without sources, from the older form with an object per document."""
+def read_file_list(text: str) -> tuple[list[FileRecord], list[Origin]]:
+    """What `file_list_text` wrote; or records without origins, from the older form with an object per document."""
     content = json.loads(text)
     if isinstance(content, list):
         return content, []
@@ -127,7 +140,7 @@ def read_file_list(text: str) -> tuple[list[FileRecord], list[Source]]:
         {"name": name, "domain": domain, "bytes": size, "sha256": sha256}
         for name, domain, size, sha256 in content["files"]
     ]
-    return files, [Source(*row) for row in content["sources"]]
+    return files, [Origin(*row) for row in content["origins"]]
 
 
 def compare_file_lists(recorded: Iterable[FileRecord], found: Iterable[FileRecord]) -> str | None:

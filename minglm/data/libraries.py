@@ -163,7 +163,7 @@ class NearDuplicates:
         return False
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """A row of the table of what was trained on; `code` and `prose` in bytes."""
 
     name: str
@@ -174,14 +174,14 @@ class Source(NamedTuple):
     prose: int
 
 
-def sources(documents: Iterable[Document], packages: list[Package]) -> list[Source]:
+def origins(documents: Iterable[Document], packages: list[Package]) -> list[Origin]:
     """A row per origin with its documents; those that are of no package are the standard library's."""
-    origins = [("Python standard library", platform.python_version(), "PSF-2.0"), *(p[:3] for p in packages)]
+    names = [("Python standard library", platform.python_version(), "PSF-2.0"), *(p[:3] for p in packages)]
     owner = {file: package.name for package in packages for file in package.files}
-    groups: dict[str, list[Document]] = {name: [] for name, *_ in origins}
+    groups: dict[str, list[Document]] = {name: [] for name, *_ in names}
     for document in documents:
         groups[owner.get(document.name, "Python standard library")].append(document)
-    return [Source(*origin, *_sizes(found)) for origin in origins if (found := groups[origin[0]])]
+    return [Origin(*name, *_sizes(found)) for name in names if (found := groups[name[0]])]
 
 
 def _sizes(documents: list[Document]) -> tuple[int, int, int]:
