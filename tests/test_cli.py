@@ -12,7 +12,7 @@ import pytest
 import minglm
 from minglm.api import Model
 from minglm.cli import main
-from minglm.data.documents import standard_library_documents
+from minglm.data.documents import read_file_list, standard_library_documents
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
 from tests.variants import MICRO, random_params
@@ -121,25 +121,23 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     """A folder comes out that loads, and a second call has nothing left to do."""
     text = tmp_path / "mine.txt"
     text.write_text("to be or not to be, that is the question\n" * 400, encoding="utf-8")
-    from dataclasses import replace
-
     from minglm.train import run as runs
-    from minglm.train.recipe import RECIPES
+    from minglm.train.recipe import Recipe, Stage
     from minglm.train.run import finish, train_recipe
 
     some = list(islice(standard_library_documents(), 40))  # the rest of the standard library would only take time
-    monkeypatch.setattr(runs, "documents", lambda: some)
+    monkeypatch.setattr(runs, "documents", lambda packages: some)
 
-    recipe = replace(RECIPES["glm-nano"], steps=2, batch_size=2, sequence_length=16, weights={"text": 1.0})
+    recipe = Recipe("glm-nano", (Stage("one", 2, 2, 16, {"text": 1.0}, learning_rate=1e-3),))
     said = []
-    model = train_recipe(recipe, tmp_path / "run", [text], said.append)
+    model = train_recipe(recipe, tmp_path / "run", [text], say=said.append)
     finish(model, recipe, tmp_path / "run", tmp_path / "out", own_data=True, say=said.append)
     assert minglm.load(tmp_path / "out").generate("to be", 3).ids
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert 0 < metrics[-1]["text_bits_per_byte"] < 12
-    files = json.loads((tmp_path / "out" / "training_files.json").read_text("utf-8"))
+    files, _ = read_file_list((tmp_path / "out" / "training_files.json").read_text("utf-8"))
     assert [f["domain"] for f in files] == ["text"]
-    again = train_recipe(recipe, tmp_path / "run", [text], said.append)
+    again = train_recipe(recipe, tmp_path / "run", [text], say=said.append)
     assert all(
         (a == b).all() for (_, a), (_, b) in zip(minglm.walk(model.params), minglm.walk(again.params), strict=True)
     )

@@ -170,7 +170,7 @@ def test_every_field_is_in_the_page_and_every_recipe_is_commented():
 
     import minglm.train.recipe as module
 
-    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text("utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "recipe.md").read_text("utf-8")
     for kind in (Stage, Recipe):
         for field in fields(kind):
             assert f"`{field.name}`" in page, field.name

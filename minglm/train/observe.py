@@ -9,7 +9,6 @@ import numpy as np
 from minglm.data.heldout import heldout_documents
 from minglm.data.tasks import TASKS, heldout_items, plain
 from minglm.formats.checkpoint import write_tensors
-from minglm.look.curves import plot_training, read_metrics
 from minglm.model.transformer import transformer
 from minglm.train.loop import Observe
 from minglm.train.recipe import Recipe
@@ -22,6 +21,8 @@ ROUTING = "routing"  # folder of a run: one file for each moment
 
 def observer(run: Path, recipe: Recipe, numbers: Callable[["Model"], dict[str, float]] | None) -> Observe:
     """Held-out numbers every `eval_every` steps, the probe's routing also early, and `training.png`."""
+
+    from minglm.look.curves import plot_training, read_metrics
 
     def observe(model: "Model", step: int) -> dict[str, float]:
         (run / ROUTING).mkdir(exist_ok=True)

@@ -10,8 +10,17 @@ import numpy as np
 
 from minglm.api import Model, load
 from minglm.data.chats import spans, task_chat, tool_chat
-from minglm.data.documents import compare_file_lists, documents, file_list, hold_out_tails, load_text_files
+from minglm.data.documents import (
+    compare_file_lists,
+    documents,
+    file_list,
+    file_list_text,
+    hold_out_tails,
+    load_text_files,
+    read_file_list,
+)
 from minglm.data.heldout import Document, heldout_documents
+from minglm.data.libraries import Package, find_packages, origins
 from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
@@ -80,14 +89,14 @@ def _newest_model(run: Path) -> Model | None:
     return None if newest is None else load(newest)
 
 
-def _note_files(run: Path, docs: list[Document], say: Say) -> None:
+def _note_files(run: Path, docs: list[Document], packages: Sequence[Package], say: Say) -> None:
     """Record which files the text came from; say so when a resumed run finds others."""
     path, found = run / "training_files.json", file_list(docs)
-    if path.exists() and (difference := compare_file_lists(json.loads(path.read_text("utf-8")), found)):
+    if path.exists() and (difference := compare_file_lists(read_file_list(path.read_text("utf-8"))[0], found)):
         say(f"careful: {difference}")
     elif not path.exists():
         run.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=0) + "\n")
+        write_text(path, file_list_text(found, origins(docs, list(packages))))
 
 
 def train_recipe(
@@ -106,7 +115,8 @@ def train_recipe(
     """
     own, tails = hold_out_tails(load_text_files(files))
     say("reading the training text …")
-    docs = [] if own and start else list(documents())
+    packages = [] if own else find_packages(say=say)
+    docs = [] if own and start else list(documents(packages=packages))
     if files:
         recipe = with_own_text(recipe)
     used = own or docs
@@ -114,7 +124,7 @@ def train_recipe(
     model = _newest_model(run) or start or fresh_model(recipe, [*own, *docs])
     if model.tokenizer is None:
         raise ValueError(f"{model.name} has no tokenizer, so it cannot be trained on text")
-    _note_files(run, used, say)
+    _note_files(run, used, packages, say)
     say("encoding …")
     batches = Curriculum(recipe, used, model.tokenizer, model.chat_template or ChatTemplate())
     say(f"{'fresh weights' if newest_checkpoint(run) is None and start is None else 'going on'}: {model}")
