@@ -5,8 +5,10 @@ import types
 import numpy as np
 import pytest
 
+import minglm
 from minglm.api import Model
 from minglm.config import PRESETS, Config
+from minglm.generate.batch import continue_all
 from minglm.model.params import Params, map_arrays
 from tests.variants import random_params
 
@@ -378,3 +380,38 @@ def test_float32_takes_the_same_tokens_wherever_the_choice_is_clear(seed, engine
         assert step.id == whole.argmax() or min(margins) <= 1e-5
         ids = [*ids, step.id]
     assert len(ids) == 23
+
+
+# -- many at once ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return minglm.load("glm-nano")
+
+
+PROMPTS = ["17+25=", "def f(", "x", "import os\nimport sys\n", "class A:\n    def __init__(self", "4+4="]
+
+
+@pytest.mark.parametrize("engine", ["numpy", "fast"])
+def test_many_continuations_are_those_of_each_alone(engine, shipped, monkeypatch):
+    """Prompts of several lengths, in more than one batch: what `generate` says for each of them."""
+    monkeypatch.setattr("minglm.generate.batch.ROWS", 4)
+    found = continue_all(shipped, PROMPTS, 12, engine=engine)
+    assert found == [shipped.generate(prompt, 12, engine=engine).text for prompt in PROMPTS]
+
+
+def test_a_continuation_ends_where_it_is_done(shipped):
+    texts = continue_all(shipped, PROMPTS, 12, done=lambda text: "\n" in text or len(text) > 5)
+    whole = continue_all(shipped, PROMPTS, 12)
+    for text, full in zip(texts, whole, strict=True):
+        assert full.startswith(text)
+        assert text == full or "\n" in text or len(text) > 5
+    assert texts != whole
+
+
+def test_continuations_need_a_tokenizer_and_a_known_engine(shipped):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        continue_all(minglm.new("micro"), ["a"], 3)
+    with pytest.raises(ValueError, match="engine is 'quick'"):
+        continue_all(shipped, ["a"], 3, engine="quick")

@@ -168,8 +168,19 @@ def test_resuming_gives_the_same_bits(cut, uninterrupted, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == metrics
 
 
-def test_killed_while_it_runs(uninterrupted, tmp_path):
-    """kill −9 at random moments, in the middle of saving too; then the run goes on to the same bits."""
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_while_it_runs(times, uninterrupted, tmp_path):
+    """kill −9 at random moments, in the middle of saving too; then the run goes on to the same bits. The long one has
+    as many runs as kills, each killed at another moment."""
+    for number in range(1 if times == 3 else times):
+        run = tmp_path / str(number)
+        kill_while_it_trains(run, times if times == 3 else 1)
+        finished = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), run, progress=False)
+        assert bits(finished) == uninterrupted[0]
+        assert (run / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def kill_while_it_trains(run, times):
     script = textwrap.dedent(f"""
         import sys, time
         sys.path.insert(0, {os.getcwd()!r})
@@ -179,10 +190,10 @@ def test_killed_while_it_runs(uninterrupted, tmp_path):
         real = slow.batch
         slow.batch = lambda step: (time.sleep(0.02), real(step))[1]
         print("ready", flush=True)
-        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, slow, Path({str(tmp_path)!r}), progress=False)
+        train(Model(MICRO, random_params(MICRO, 1)), RECIPE, slow, Path({str(run)!r}), progress=False)
     """)
     rng = np.random.default_rng()
-    for _ in range(3):
+    for _ in range(times):
         process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
@@ -190,9 +201,6 @@ def test_killed_while_it_runs(uninterrupted, tmp_path):
         process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
         process.wait()
         process.stdout.close()
-    finished = train(Model(MICRO, random_params(MICRO, 1)), RECIPE, Batches(), tmp_path, progress=False)
-    assert bits(finished) == uninterrupted[0]
-    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
 
 
 def test_a_checkpoint_of_a_run_is_a_model_folder(tmp_path, model):
