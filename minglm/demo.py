@@ -1,15 +1,19 @@
-"""`minglm demo`: one prompt through the whole model, every step shown."""
+"""`minglm demo`: one prompt through the whole model, every step shown; then three conversations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from minglm.api import Model
+from minglm.data.calculator import calculate
+from minglm.data.chats import CALCULATOR
+from minglm.data.tasks import TASKS
 from minglm.generate.loop import Stats, check_room
 from minglm.look.describe import describe
 from minglm.look.routing import RoutingTable
 from minglm.look.tables import table
 from minglm.look.trace import Trace
+from minglm.text.chat import Message, run_tools
 
 Say = Callable[[str], None]
 INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of the step table unless asked for
@@ -30,6 +34,38 @@ def demo(
     say("\n4. The continuation, token by token\n")
     write_on(model, prompt, max_new_tokens, **engine)
     say(f"\n5. Expert load over this prompt: {save_load_plot(trace.routing, save)}")
+    say("\n6. Conversations: a question with thinking, without it, and one for the calculator, which really runs")
+    for title, text in conversations(model, **engine):
+        say(f"\n{title}\n{indented(text)}")
+
+
+SUM = "3+8+1+9+4+2+7+7+5+6 mod 10"
+PRODUCT = "(4821+937)*3"
+
+
+def conversations(model: Model, max_new_tokens: int = 200, **engine: Any) -> Iterator[tuple[str, str]]:
+    """What was asked, and what the model said to it, with tags: thinking, direct, and with a tool. Nothing for a model
+    without a tokenizer; sense only from one that was trained on conversations."""
+    if model.tokenizer is None or model.chat_template is None:
+        return
+    template = model.chat_template
+
+    def answer(prompt: str) -> str:
+        return model.generate(prompt, max_new_tokens, **engine).text or ""
+
+    _, right = TASKS["sums"].solve(SUM)
+    for thinking in (True, False):
+        prompt = template.render([{"role": "user", "content": SUM}], enable_thinking=thinking)
+        how = "thinking" if thinking else "direct"
+        yield f"{SUM}   ({how}; right is {right})", answer(prompt)
+    question: Message = {"role": "user", "content": PRODUCT}
+    said = run_tools(answer, [question], [CALCULATOR], {"calculator": calculate}, template)
+    whole = template.render(said, [CALCULATOR], add_generation_prompt=False)
+    yield f"{PRODUCT}   (with the tool; right is {calculate(PRODUCT)})", whole.partition(f"<|user|>\n{PRODUCT}")[2]
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.strip("\n").splitlines())
 
 
 def step_table(trace: Trace, every_tap: bool = False) -> str:

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from minglm.text.chat import ChatTemplate
+
 if TYPE_CHECKING:
     from minglm.api import Model
 
@@ -37,25 +39,21 @@ def golden(model: "Model", prompt: str, max_new_tokens: int = 16) -> Golden | No
     return Golden(prompt, model.tokenizer.decode(ids), ids)
 
 
-PROMPTS = (
+TEXTS = (
     "17+25=",
-    "number:forty-two->",
+    "8+5=",
+    "90-47=",
+    "64+19:\n",
+    "4821+937:\n",
+    "347*6:\n",
+    "3+8+1+9+4 mod 10:\n",
+    "reverse HELLO:\n",
+    "words 342:\n",
     "def __init__(self",
     "import os\nimport sys\n",
     "class Error(Exception):\n",
     "    def close(self):\n",
     "for i in range(",
-    "The following example",
-    "reverse:4821->",
-    "90-47=",
-    "8+5=",
-    "64+19=",
-    "75-38=",
-    "reverse:903->",
-    "number:seven->",
-    "number:nineteen->",
-    "class Node:\n",
-    "    return self.",
     "    if not isinstance(",
     "        raise ValueError(",
     "from collections import ",
@@ -65,8 +63,26 @@ PROMPTS = (
     "Return the number of ",
     "    with open(",
 )
+QUESTIONS = (
+    "17+25",
+    "4821+937",
+    "3+8+1+9+4 mod 10",
+    "sort 31 7 42",
+    "words 342",
+    'len("abc")+3',
+    "Who are you?",
+    "你好",
+)
+
+
+def prompts() -> list[str]:
+    """Plain text to go on with, and questions in the chat format, with thinking and without."""
+    template = ChatTemplate()
+    asked = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    chats = [template.render(messages, enable_thinking=thinking) for messages in asked for thinking in (True, False)]
+    return [*TEXTS, *chats]
 
 
 def golden_texts(model: "Model") -> list[Golden]:
-    """The golden ones among `PROMPTS`."""
-    return [found for prompt in PROMPTS if (found := golden(model, prompt))]
+    """The golden ones among `prompts`."""
+    return [found for prompt in prompts() if (found := golden(model, prompt))]

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from minglm.data.documents import read_file_list
 from minglm.evaluate.golden import Golden
 from minglm.train.recipe import Recipe
 
@@ -12,53 +13,60 @@ if TYPE_CHECKING:
     from minglm.api import Model
 
 
-def card(model: "Model", recipe: Recipe, folder: Path, rows: list[dict[str, Any]], golden: list[Golden]) -> str:
-    """The README.md of a shipped checkpoint, every number in it measured or read from the run."""
-    config, counts = model.config, model.config.count_parameters()
-    tokens = recipe.steps * recipe.batch_size * recipe.sequence_length
+def card(model: "Model", recipe: Recipe, folder: Path, results: str, golden: list[Golden]) -> str:
+    """The README.md of a shipped checkpoint, every number in it measured or read from the run. `results`: the tables of
+    `minglm eval` in Markdown."""
+    c, counts = model.config, model.config.count_parameters()
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    results = "\n".join(f"| {r['measure']} | {r['value']:.3f} | {r['beside']} |" for r in rows)
-    examples = "\n".join(f"    {(g.prompt + g.text)!r}" for g in golden[:4])
+    examples = "\n".join(f"    {(g.prompt + g.text)!r}" for g in golden[:6])
+    longest = max(stage.sequence_length for stage in recipe.stages)
     return f"""# {folder.name}
 
-A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): {config.num_hidden_layers} layers, the
-first {config.first_k_dense_replace} dense, the others with {config.n_routed_experts} experts of which
-{config.num_experts_per_tok} see a token and {config.n_shared_experts} shared one; q/k norm, attention bias,
-{config.num_nextn_predict_layers} multi-token-prediction layer. Stored in bfloat16.
+A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size {c.hidden_size},
+{c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts of which
+{c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
+{c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
+multi-token-prediction layer; a vocabulary of {c.vocab_size:,}. Stored in bfloat16.
 
-It is a toy: it has seen some {tokens / 1e6:.0f} million tokens of Python, manual pages and sums. It was made to be
-traced, plotted and stepped through, not to be used as a language model.
+It is a toy, made to be traced, plotted, stepped through and talked to about small sums, not to be used as a language
+model.
 
 ## How it was made
 
-    minglm train {folder.name}        (or: make train-nano)
+    minglm train {folder.name}
 
-Seed {recipe.seed}, {recipe.steps} steps of {recipe.batch_size} × {recipe.sequence_length} tokens, AdamW with peak rate
-{recipe.learning_rate:g}, {recipe.engine} engine. Every setting is in `recipe.json`, every
-tenth step in `metrics.jsonl`, every training file with its hash in `training_files.json`. The same machine gives the
-same bits; another Python has other library files and says so.
+Seed {recipe.seed}, {recipe.tokens / 1e6:.1f} million tokens, {recipe.optimiser}, {recipe.engine} engine. Every setting is in
+`recipe.toml`, the metrics of every {recipe.log_every} steps in `metrics.jsonl`, the routing of a fixed text over the run in
+`routing.safetensors`, every training file with its hash in `training_files.json`. The same machine with the same versions
+gives the same bits; another Python has other library files and says so.
 
-Data: source, docstrings and `pydoc` topics of the Python standard library (PSF licence), and generated sums,
-differences, reversals and number words. Rows: {", ".join(f"{k} {v:.0%}" for k, v in recipe.weights.items())}.
+{_stages(recipe)}
 
-## Training curve (held-out text, first batches)
+## What it was trained on
+
+Generated tasks with and without written-out thinking, and Python source and docstrings found on the machine:
+
+{_origins(folder)}
+
+## Training curve (held-out text, first batches; 50 unseen items each, as plain text)
 
 {_curve(folder)}
 
+![Losses, balance, selection bias and learning rate over the steps](training.png)
+
 ## Held-out results
 
-`minglm eval {folder.name} --items 802`
+`minglm eval {folder.name}`
 
-| measure | value | beside it |
-|---|---|---|
 {results}
 
 ## Limits
 
-- Trained on {recipe.sequence_length} tokens of context; `max_position_embeddings` is {config.max_position_embeddings},
-  and nothing is promised beyond {recipe.sequence_length}.
-- No chat training: the chat template is there, the manners are not.
-- English and Python only; other text falls apart into bytes.
+- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {c.max_position_embeddings}, and nothing
+  is promised beyond {longest}.
+- It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese but
+  for numbers not at all.
+- Questions in other words than the training's few phrases may be misread.
 
 ## Golden greedy text (tested)
 
@@ -68,13 +76,36 @@ differences, reversals and number words. Rows: {", ".join(f"{k} {v:.0%}" for k, 
 """
 
 
+def _stages(recipe: Recipe) -> str:
+    header = "| stage | steps | rows × tokens | packing | loss on | mixture |\n|---|---|---|---|---|---|\n"
+    lines = []
+    for stage in recipe.stages:
+        first = f"{stage.first_batch_size}–" if stage.first_batch_size else ""
+        total = sum(stage.weights.values())
+        mixture = ", ".join(f"{name} {share / total:.0%}" for name, share in stage.weights.items())
+        counts = "every token" if stage.format == "text" else "what the assistant says"
+        rows = f"{first}{stage.batch_size} × {stage.sequence_length}"
+        lines.append(f"| {stage.name} | {stage.steps} | {rows} | {stage.packing} | {counts} | {mixture} |")
+    return header + "\n".join(lines)
+
+
+def _origins(folder: Path) -> str:
+    _, origins = read_file_list((folder / "training_files.json").read_text("utf-8"))
+    header = "| origin | version | licence | documents | code, kB | prose, kB |\n|---|---|---|---|---|---|\n"
+    return header + "\n".join(
+        f"| {o.name} | {o.version} | {o.licence} | {o.documents} | {o.code / 1e3:,.0f} | {o.prose / 1e3:,.0f} |"
+        for o in origins
+    )
+
+
 def _curve(folder: Path) -> str:
+    """A table of the looks taken in training: a dozen at most, the last among them."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     points = [line for line in lines if "code_bits_per_byte" in line]
-    chosen = [p for i, p in enumerate(points) if i % 3 == 0 or p is points[-1]]
-    header = "| step | code, bits per byte | prose, bits per byte | two-digit addition |\n|---|---|---|---|\n"
+    every = -(-len(points) // 12)
+    names = [name for name in points[-1] if name != "step"]
+    header = f"| step | {' | '.join(name.replace('_', ' ') for name in names)} |\n|{'---|' * (len(names) + 1)}\n"
+    chosen = points[:-1][::every] + points[-1:]
     return header + "\n".join(
-        f"| {p['step'] + 1} | {p['code_bits_per_byte']:.3f} | {p['prose_bits_per_byte']:.3f} | "
-        f"{p['two_digit_addition']:.2f} |"
-        for p in chosen
+        f"| {p['step'] + 1} | {' | '.join(f'{p[name]:.3g}' for name in names)} |" for p in chosen
     )

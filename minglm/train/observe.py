@@ -57,3 +57,13 @@ def probe_routing(model: "Model") -> np.ndarray:  # -> uint8 [T, layer, K]
 
     transformer(ids, model.params, model.config, tap=watch)
     return np.stack(found, axis=1)
+
+
+def routing_over_time(run: Path) -> dict[str, np.ndarray]:
+    """The probe's routing at every moment that was kept: "step_000100" -> uint8 [T, layer, K]."""
+    from safetensors.numpy import load_file
+
+    moments: dict[str, np.ndarray] = {}
+    for path in sorted((run / ROUTING).glob("*.safetensors")):
+        moments |= load_file(path)
+    return moments

@@ -25,6 +25,8 @@ from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
+from minglm.evaluate.report import as_json, as_markdown, report
+from minglm.formats.checkpoint import write_tensors
 from minglm.formats.files import write_text
 from minglm.model.params import init_params
 from minglm.text.chat import ChatTemplate
@@ -33,7 +35,7 @@ from minglm.train.card import card
 from minglm.train.curriculum import Curriculum
 from minglm.train.folder import newest_checkpoint
 from minglm.train.loop import train
-from minglm.train.observe import observer
+from minglm.train.observe import observer, routing_over_time
 from minglm.train.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -143,22 +145,23 @@ def with_own_text(recipe: Recipe) -> Recipe:
 
 
 def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:
-    """Write the finished model in bfloat16 with its metrics and list of training files; for one of our recipes, not
-    the user's own data, also held-out results, golden texts and a card."""
+    """Write the finished model in bfloat16 with its metrics, plot, routing over time and list of training files; for
+    one of our recipes, not the user's own data, also held-out results, golden texts and a card."""
     model.save(folder, "bfloat16")
     shipped = load(folder)  # what readers will get: weights rounded to bfloat16
-    for name in ("metrics.jsonl", "training_files.json", "recipe.toml"):
+    for name in ("metrics.jsonl", "training_files.json", "recipe.toml", "training.png"):
         shutil.copyfile(run / name, folder / name)
+    moments = routing_over_time(run)
+    write_tensors(folder / "routing.safetensors", moments)
     if own_data:
         last = (folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
         say(f"saved {folder}; its last metrics: {last[:160]}")
         return
     golden = golden_texts(shipped)
     lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
-    (folder / "golden.json").write_text(f"[\n{lines}\n]\n", "utf-8")
+    write_text(folder / "golden.json", f"[\n{lines}\n]\n")
     say("measuring …")
-    from minglm.evaluate.report import report
-
-    rows = report(shipped, items=802)
-    (folder / "README.md").write_text(card(shipped, recipe, folder, rows, golden), "utf-8")
+    tables = report(shipped)
+    write_text(folder / "eval.json", as_json(tables, shipped))
+    write_text(folder / "README.md", card(shipped, recipe, folder, as_markdown(tables, shipped), golden))
     say(f"saved {folder}")
