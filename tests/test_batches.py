@@ -1,5 +1,6 @@
 """Batches: pieces in rows, packing, shares, and what a recipe's stages make of text, tasks and conversations."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -31,6 +32,7 @@ from minglm.text.chat import ChatTemplate, parse_answer
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.curriculum import DOCUMENT, Curriculum, TaskSource
 from minglm.train.recipe import Recipe, Stage
+from minglm.train.run import with_own_data
 
 END = 999
 TEMPLATE = ChatTemplate()
@@ -401,3 +403,51 @@ def test_a_domain_with_a_task_s_name_is_an_error():
 def test_the_calculator_needs_conversations():
     with pytest.raises(ValueError, match="calculator: wanted some of"):
         curriculum(replace(RECIPE, stages=(replace(PRE, weights={"calculator": 1}),)))
+
+
+# -- the user's own conversations --------------------------------------------------------------------------------
+
+
+def given(*records) -> list:
+    return [make_document("chat", f"own.jsonl:{i + 1}", json.dumps(record)) for i, record in enumerate(records)]
+
+
+OWN = replace(CHAT, weights={"chat": 1.0}, learning_rate=1e-3)
+HELLO = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]}
+
+
+def test_own_conversations_are_trained_on_as_they_are():
+    thinking = {"messages": [*HELLO["messages"][:1], {"role": "assistant", "content": "x", "reasoning_content": "y"}]}
+    course = curriculum(Recipe("glm-nano", (OWN,)), given(HELLO, thinking))
+    texts = " ".join(tokenizer().decode(course.batch(step).ids.reshape(-1)) for step in range(2))
+    assert "Hello/nothink<|assistant|>\n<think></think>\nGood day" in texts
+    assert "Hello<|assistant|>\n<think>y</think>\nx" in texts
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([], "nothing to learn"),
+        (HELLO["messages"][:1], "nothing to learn"),
+        ([{"role": "judge", "content": "x"}], r"role is 'judge'"),
+        (["x"], "messages\\[0\\] is str"),
+    ],
+)
+def test_what_is_no_conversation_is_named_with_its_line(messages, text):
+    with pytest.raises(ValueError, match=rf"own\.jsonl:2: .*{text}"):
+        curriculum(Recipe("glm-nano", (OWN,)), given(HELLO, {"messages": messages}))
+
+
+def test_own_data_of_either_kind_changes_the_stages():
+    text, chat = with_own_data(RECIPE, {"text"}), with_own_data(RECIPE, {"chat"})
+    assert [(s.name, s.format, s.weights) for s in text.stages] == [
+        ("pre", "text", {"text": 1.0}),
+        ("mid", "text", {"text": 1.0}),
+    ]
+    assert [(s.name, s.format, s.packing, s.weights) for s in chat.stages] == [
+        ("chat", "chat", "best-fit", {"chat": 1.0})
+    ]
+    with pytest.raises(ValueError, match="one kind after the other"):
+        with_own_data(RECIPE, {"text", "chat"})
+    with pytest.raises(ValueError, match="no text stage"):
+        with_own_data(replace(RECIPE, stages=(OWN,)), {"text"})

@@ -99,12 +99,14 @@ END = "<|user|>"  # the next turn's tag ends an answer
 
 def spans(chat: Chat, template: ChatTemplate) -> list[tuple[str, bool]]:
     """The conversation's text in pieces, and whether the assistant said each; only turns after the last question
-    count. All pieces together are what the template renders, and the end tag."""
+    count. All pieces together are what the template renders, and the end tag. Raises ValueError for messages that the
+    template cannot render, and if nobody answers."""
+    template.render(chat.messages, chat.tools, chat.thinking)  # so that it says what is wrong with them
 
     def render(messages: Sequence[Mapping[str, Any]], prompt: bool) -> str:
         return template.render(messages, chat.tools, chat.thinking, add_generation_prompt=prompt)
 
-    question = max(i for i, message in enumerate(chat.messages) if message["role"] == "user")
+    question = max((i for i, message in enumerate(chat.messages) if message["role"] == "user"), default=-1)
     found, done = [], ""
     for i in range(question + 1, len(chat.messages)):
         if chat.messages[i]["role"] == "assistant":
@@ -112,6 +114,8 @@ def spans(chat: Chat, template: ChatTemplate) -> list[tuple[str, bool]]:
             end = "<|observation|>" if chat.messages[i].get("tool_calls") else END
             found += [(prompt.removeprefix(done), False), (said.removeprefix(prompt) + end, True)]
             done = said + end
+    if not found:
+        raise ValueError("no answer of the assistant after the last question, so there is nothing to learn")
     return found
 
 

@@ -168,8 +168,11 @@ def _some_names(keys: Iterable[tuple[str, str]], shown: int = 3) -> str:
 # -- the user's files --------------------------------------------------------------------------------------------
 
 
+CHAT = "chat"  # the domain of documents that are conversations: JSON with "messages", and "tools" if there are any
+
+
 def load_text_files(paths: Iterable[str | Path], domain: str = "text") -> list[Document]:
-    """Documents from the user's files: UTF-8 text, or JSON lines (`.jsonl`) with a "text" field each.
+    """Documents from the user's files: UTF-8 text, or JSON lines (`.jsonl`) with "text" or "messages" each.
 
     Blank lines and empty texts of a JSONL file are skipped. ValueError, with the path and what to do, for a
     file that is missing, empty, binary or not UTF-8, and for a JSONL line that has no text.
@@ -196,12 +199,9 @@ def _load_text_file(path: Path, domain: str) -> list[Document]:
     text = _read_user_text(path)
     if path.suffix.lower() != ".jsonl":
         return [make_document(domain, path.as_posix(), text)]
-    texts = [
-        (number, _json_text(path, number, line))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
-    found = [make_document(domain, f"{path.as_posix()}:{number}", text) for number, text in texts if text]
+    lines = enumerate(text.split("\n"), start=1)
+    documents = [_json_document(path, number, line, domain) for number, line in lines if line.strip()]
+    found = [document for document in documents if document.text]
     if not found:
         raise ValueError(f'{path}: every "text" is empty; remove the file or put text in it')
     return found
@@ -221,15 +221,21 @@ def _read_user_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; convert it to UTF-8 and try again") from error
 
 
-def _json_text(path: Path, number: int, line: str) -> str:
+def _json_document(path: Path, number: int, line: str, domain: str) -> Document:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error}); wanted one object per line") from error
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f'{path}, line {number}: no "text" string; wanted {{"text": "…"}} on every line')
-    return text
+    record = record if isinstance(record, dict) else {}
+    name = f"{path.as_posix()}:{number}"
+    if isinstance(record.get("messages"), list):
+        return make_document(CHAT, name, json.dumps(record, ensure_ascii=False))
+    if not isinstance(record.get("text"), str):
+        wanted = '{"text": "…"} or {"messages": [{"role": …, "content": …}, …]}'
+        raise ValueError(
+            f'{path}, line {number}: no "text" string and no "messages" list; wanted {wanted} on every line'
+        )
+    return make_document(domain, name, record["text"])
 
 
 # -- freezing ----------------------------------------------------------------------------------------------------

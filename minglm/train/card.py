@@ -23,8 +23,8 @@ def card(model: "Model", recipe: Recipe, folder: Path, results: str, golden: lis
     return f"""# {folder.name}
 
 A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size {c.hidden_size},
-{c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts of which
-{c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
+{c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts
+of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
 {c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
 multi-token-prediction layer; a vocabulary of {c.vocab_size:,}. Stored in bfloat16.
 
@@ -35,10 +35,10 @@ model.
 
     minglm train {folder.name}
 
-Seed {recipe.seed}, {recipe.tokens / 1e6:.1f} million tokens, {recipe.optimiser}, {recipe.engine} engine. Every setting is in
-`recipe.toml`, the metrics of every {recipe.log_every} steps in `metrics.jsonl`, the routing of a fixed text over the run in
-`routing.safetensors`, every training file with its hash in `training_files.json`. The same machine with the same versions
-gives the same bits; another Python has other library files and says so.
+Seed {recipe.seed}, {recipe.tokens / 1e6:.1f} million tokens, {recipe.optimiser}, {recipe.engine} engine. Every setting
+is in `recipe.toml`, the metrics of every {recipe.log_every} steps in `metrics.jsonl`, the routing of a fixed text over
+the run in `routing.safetensors`, every training file with its hash in `training_files.json`. The same machine with the
+same versions gives the same bits; another Python has other library files and says so.
 
 {_stages(recipe)}
 
@@ -106,6 +106,4 @@ def _curve(folder: Path) -> str:
     names = [name for name in points[-1] if name != "step"]
     header = f"| step | {' | '.join(name.replace('_', ' ') for name in names)} |\n|{'---|' * (len(names) + 1)}\n"
     chosen = points[:-1][::every] + points[-1:]
-    return header + "\n".join(
-        f"| {p['step'] + 1} | {' | '.join(f'{p[name]:.3g}' for name in names)} |" for p in chosen
-    )
+    return header + "\n".join(f"| {p['step'] + 1} | {' | '.join(f'{p[name]:.3g}' for name in names)} |" for p in chosen)

@@ -1,5 +1,6 @@
 """From a recipe to its batches: which source stands behind each name in a stage's weights."""
 
+import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -8,7 +9,8 @@ import numpy as np
 from numpy.random import Generator
 
 from minglm.data.batches import Batch, Corpus, Encode, Mixture, Piece, Source, TextSource, TokenStream, whole
-from minglm.data.chats import ChatSource
+from minglm.data.chats import Chat, ChatSource, encode_chat
+from minglm.data.documents import CHAT
 from minglm.data.heldout import Document
 from minglm.data.tasks import TASKS, Task, make_train, plain
 from minglm.text.chat import ChatTemplate
@@ -35,51 +37,83 @@ class TaskSource(NamedTuple):
         return whole([*ids, self.end_id])
 
 
+class GivenSource(NamedTuple):
+    """The user's own conversations, each as likely as another."""
+
+    pieces: list[Piece]
+
+    def piece(self, rng: Generator, most: int) -> Piece:
+        fitting = [piece for piece in self.pieces if len(piece.ids) <= most]
+        if not fitting:
+            raise ValueError(f"no conversation fits into a sequence of {most - 1} tokens; lengthen the sequence")
+        return fitting[int(rng.integers(len(fitting)))]
+
+
+def read_chat(document: Document) -> Chat:
+    """A conversation of the user's, as `load_text_files` kept it. Thinking is on if the answer has any."""
+    record = json.loads(document.text)
+    said = [message for message in record["messages"] if isinstance(message, dict)]
+    thinking = any(message.get("reasoning_content") for message in said)
+    return Chat(record["messages"], thinking, record.get("tools"))
+
+
+def given_source(documents: list[Document], template: ChatTemplate, encode: Encode) -> GivenSource:
+    """ValueError, naming file and line, for what is no conversation, and for one in which nobody answers."""
+    pieces = []
+    for document in documents:
+        try:
+            pieces.append(encode_chat(read_chat(document), template, encode))
+        except ValueError as error:
+            raise ValueError(f"{document.name}: {error}") from error
+    return GivenSource(pieces)
+
+
 class Curriculum:
-    """The batches of all stages of a recipe, one after the other: a pure function of the step."""
+    """The batches of all stages of a recipe, one after the other: a pure function of the step.
+
+    Raises ValueError for weights that name nothing, a domain named like a task or shorter than a row, and a
+    conversation that cannot be rendered.
+    """
 
     def __init__(self, recipe: Recipe, documents: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate):
-        self.recipe = recipe
-        corpus = Corpus.build(documents, tokenizer.encode, tokenizer.end_ids[0])
-        encode = lru_cache(2**16)(tokenizer.encode)  # short prompts and answers recur: half the time of a batch
-        self.mixtures = [
-            _mixture(stage, number, recipe.seed, corpus, tokenizer, template, encode)
-            for number, stage in enumerate(recipe.stages)
-        ]
+        self.recipe, self.tokenizer, self.template = recipe, tokenizer, template
+        documents = list(documents)
+        self.chats = [document for document in documents if document.domain == CHAT]
+        texts = [document for document in documents if document.domain != CHAT]
+        self.streams = Corpus.build(texts, tokenizer.encode, tokenizer.end_ids[0]).streams
+        self.encode = lru_cache(2**16)(tokenizer.encode)  # short prompts and answers recur: half the time of a batch
+        self.mixtures = [self._mixture(number, stage) for number, stage in enumerate(recipe.stages)]
 
     def batch(self, step: int) -> Batch:
         now = self.recipe.at(step)
         return self.mixtures[now.number].batch(now.step, now.batch_size)
 
+    def _mixture(self, number: int, stage: Stage) -> Mixture:
+        for domain, stream in self.streams.items():
+            if domain in TASKS or domain == "turns":
+                raise ValueError(f"{domain} names a domain and a task: rename the domain")
+            if stage.weights.get(domain, 0) > 0:
+                _check_length(domain, stream, stage.sequence_length)
+        sources = self._text_sources(stage) if stage.format == "text" else self._chat_sources(stage)
+        seed = int(np.random.SeedSequence([self.recipe.seed, number]).generate_state(1)[0])  # one for each stage
+        padding = self.tokenizer.end_ids[0]
+        return Mixture(sources, stage.weights, stage.sequence_length, seed, padding, stage.packing, stage.switch)
 
-def _mixture(
-    stage: Stage, number: int, seed: int, corpus: Corpus, tokenizer: Tokenizer, template: ChatTemplate, encode: Encode
-) -> Mixture:
-    sources: dict[str, Source] = {}
-    for domain, stream in corpus.streams.items():
-        if domain in TASKS or domain == "turns":
-            raise ValueError(f"{domain} names a domain and a task: rename the domain")
-        if stage.weights.get(domain, 0) > 0:
-            _check_length(domain, stream, stage.sequence_length)
-        sources[domain] = (
-            TextSource(stream, aligned=stage.packing == "best-fit")
-            if stage.format == "text"
-            else ChatSource(domain, template, tokenizer, encode, stream=stream)
-        )
-    if stage.format == "text":
+    def _text_sources(self, stage: Stage) -> dict[str, Source]:
+        whole_documents, end = stage.packing == "best-fit", self.tokenizer.end_ids[0]
         tasks = [task for task in TASKS.values() if task.name != "calculator"]  # it needs a tool
-        sources |= {task.name: TaskSource(task, encode, tokenizer.end_ids[0], stage.thinking) for task in tasks}
-    else:
-        sources |= {name: ChatSource(name, template, tokenizer, encode, stage.thinking) for name in (*TASKS, "turns")}
-    return Mixture(
-        sources,
-        stage.weights,
-        stage.sequence_length,
-        int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
-        tokenizer.end_ids[0],
-        stage.packing,
-        stage.switch,
-    )
+        return {
+            **{domain: TextSource(stream, whole_documents) for domain, stream in self.streams.items()},
+            **{task.name: TaskSource(task, self.encode, end, stage.thinking) for task in tasks},
+        }
+
+    def _chat_sources(self, stage: Stage) -> dict[str, Source]:
+        how = self.template, self.tokenizer, self.encode, stage.thinking
+        sources: dict[str, Source] = {name: ChatSource(name, *how) for name in (*TASKS, "turns")}
+        sources |= {domain: ChatSource(domain, *how, stream) for domain, stream in self.streams.items()}
+        if self.chats:
+            sources[CHAT] = given_source(self.chats, self.template, self.tokenizer.encode)
+        return sources
 
 
 def _check_length(name: str, stream: TokenStream, sequence_length: int) -> None:

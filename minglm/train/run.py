@@ -11,6 +11,7 @@ import numpy as np
 from minglm.api import Model, load
 from minglm.data.chats import spans, task_chat, tool_chat
 from minglm.data.documents import (
+    CHAT,
     compare_file_lists,
     documents,
     file_list,
@@ -120,7 +121,7 @@ def train_recipe(
     packages = [] if own else find_packages(say=say)
     docs = [] if own and start else list(documents(packages=packages))
     if files:
-        recipe = with_own_text(recipe)
+        recipe = with_own_data(recipe, {document.domain for document in own})
     used = own or docs
     say(f"{len(used)} documents, {sum(len(d.text.encode()) for d in used) / 1e6:.1f} MB")
     model = _newest_model(run) or start or fresh_model(recipe, [*own, *docs])
@@ -136,11 +137,19 @@ def train_recipe(
     return train(model, recipe, batches, run, observer(run, recipe, look), threads=threads)
 
 
-def with_own_text(recipe: Recipe) -> Recipe:
-    """The recipe's text stages, on the user's text alone."""
+def with_own_data(recipe: Recipe, domains: set[str]) -> Recipe:
+    """The recipe on the user's data alone: its text stages on texts, or its last stage on conversations. Raises
+    ValueError for both at once, and for texts where there is no text stage."""
+    if domains == {CHAT}:
+        last = recipe.stages[-1]
+        rate = recipe.at(recipe.steps - 1).learning_rate if last.learning_rate is None else last.learning_rate
+        chats = replace(last, format="chat", packing="best-fit", weights={CHAT: 1.0}, switch=0.0, learning_rate=rate)
+        return replace(recipe, stages=(chats,))
+    if CHAT in domains:
+        raise ValueError("the files hold texts and conversations; train on one kind after the other, with --from")
     stages = [replace(stage, weights={"text": 1.0}) for stage in recipe.stages if stage.format == "text"]
     if not stages:
-        raise ValueError("the recipe has no text stage, so it cannot be trained on text files; take another one")
+        raise ValueError("the recipe has no text stage, so it cannot be trained on texts; take another one")
     return replace(recipe, stages=tuple(stages))
 
 
