@@ -62,10 +62,10 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 ## Limits
 
-- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {c.max_position_embeddings}, and nothing
-  is promised beyond {longest}.
-- It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese but
-  for numbers not at all.
+- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {c.max_position_embeddings}, and
+  nothing is promised beyond {longest}.
+- It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese
+  but for numbers not at all.
 - Questions in other words than the training's few phrases may be misread.
 
 ## Golden greedy text (tested)
