@@ -202,6 +202,20 @@ def test_switched_rows_change_midway_in_one_segment(T):
     assert ((jumps == 0) | (jumps == 1)).all()
 
 
+def test_switched_rows_keep_their_padding_apart():
+    """A first half that ends in padding is not continued, and padding of the second half stays padding."""
+    segments = np.array([[0, 1, -1, -1, -1, -1], [0, 0, 1, 1, 2, -1], [0, 1, -1, -1, -1, -1], [0, 1, 1, 2, 2, 2]])
+    batch = Batch(np.arange(24).reshape(4, 6), np.arange(1, 25).reshape(4, 6), segments.copy())
+    switched = _switched(batch, 2)
+    assert switched.segments.tolist() == [
+        [0, 1, -1, 2, 3, -1],  # two new documents, a padded place between
+        [0, 0, 1, 1, 2, 2],  # its second document goes on in another domain
+        *segments[2:].tolist(),
+    ]
+    assert switched.ids[0].tolist() == [0, 1, 2, 12, 13, 14]
+    assert switched.targets[:2, 2].tolist() == [IGNORE, IGNORE]
+
+
 @pytest.mark.parametrize(
     ("weights", "text"),
     [

@@ -231,7 +231,8 @@ class Mixture:
 
 
 def _switched(batch: Batch, count: int) -> Batch:
-    """The first `count` rows go on, from the middle, with what the next `count` rows begin with."""
+    """The first `count` rows go on, from the middle, with what the next `count` rows begin with: in the same segment,
+    unless there is padding in between."""
     if not count or len(batch.ids) < 2 * count:
         return batch
     middle, rest = batch.ids.shape[1] // 2, (batch.ids.shape[1] + 1) // 2
@@ -239,7 +240,9 @@ def _switched(batch: Batch, count: int) -> Batch:
     batch.ids[:count, middle:] = other.ids
     batch.targets[:count, middle:] = other.targets
     batch.targets[:count, middle - 1] = IGNORE  # nobody could know
-    batch.segments[:count, middle:] = other.segments + batch.segments[:count, middle - 1 : middle]
+    before = batch.segments[:count, :middle]
+    last = before.max(axis=1, keepdims=True) + (before[:, -1:] == PADDING)
+    batch.segments[:count, middle:] = np.where(other.segments == PADDING, PADDING, other.segments + last)
     return batch
 
 
