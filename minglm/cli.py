@@ -238,13 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
-    evaluate = _command(commands, "eval", _eval, "what a checkpoint can do, on held-out data (minutes)")
-    evaluate.add_argument("--only", help="text, tasks, tools, mtp, balance, experts: some, with commas (default all)")
-    evaluate.add_argument("--items", type=int, default=64, help="at most so many per size of a task (default 64)")
-    evaluate.add_argument("--plain", action="store_true", help="ask the tasks as plain text too, as in pre-training")
-    evaluate.add_argument("--no-ngram", action="store_true", help="leave out the 5-gram yardstick")
-    evaluate.add_argument("--save", metavar="FILE", help="the tables as Markdown")
-    evaluate.add_argument("--json", metavar="FILE", help="every figure")
+    _add_eval(_command(commands, "eval", _eval, "what a checkpoint can do, on held-out data (about four minutes)"))
 
     inspect = _command(commands, "inspect", _inspect, "sizes and counts of a checkpoint")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
@@ -276,6 +270,15 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--save", help="where the finished model goes (default RUN/model)")
     train.add_argument("--steps", type=int, help="another number of steps")
     _add_engine(train, None, "the recipe's")
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--only", help="text, tasks, tools, mtp, balance, experts: some, with commas (default all)")
+    evaluate.add_argument("--items", type=int, default=64, help="at most so many per size of a task (default 64)")
+    evaluate.add_argument("--plain", action="store_true", help="ask the tasks as plain text too, as in pre-training")
+    evaluate.add_argument("--no-ngram", action="store_true", help="leave out the 5-gram yardstick")
+    evaluate.add_argument("--save", metavar="FILE", help="the tables as Markdown")
+    evaluate.add_argument("--json", metavar="FILE", help="every figure")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -180,7 +180,7 @@ def _tasks(rows: Sequence[Any]) -> Shown:
     for task, size in dict.fromkeys((row.task, row.size) for row in rows):
         here = [by_place[task, size, way] for way in ways]
         tokens = " / ".join(f"{row.tokens:.0f}" for row in here)
-        chance = f"{100 * here[0].chance:.2g} %"
+        chance = f"{100 * here[0].chance:.3g} %"
         lines.append(
             [task, "all" if size is None else str(size), str(here[0].asked), *map(_percent, here), chance, tokens]
         )
