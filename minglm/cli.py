@@ -127,11 +127,18 @@ def _train(given: argparse.Namespace) -> None:
 
 
 def _eval(given: argparse.Namespace) -> None:
-    from minglm.evaluate.report import report
-    from minglm.look.tables import table
+    from minglm.evaluate.report import SECTIONS, as_json, as_markdown, as_text, report
 
-    rows = report(load(given.model), given.items, with_ngram=not given.no_ngram)
-    print(table([(r["measure"], f"{r['value']:.3f}", r["beside"]) for r in rows], ("measure", "value", "beside it")))
+    only = given.only.split(",") if given.only else SECTIONS
+    how = [*("direct", "thinking"), *(("plain direct", "plain worked") if given.plain else ())]
+    model = load(given.model)
+    tables = report(model, only, given.items, how, with_ngram=not given.no_ngram)
+    print(as_text(tables))
+    for path, write in ((given.save, as_markdown), (given.json, as_json)):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(write(tables, model), "utf-8")
+            print(f"saved {path}")
 
 
 def _inspect(given: argparse.Namespace) -> None:
@@ -233,9 +240,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
-    evaluate = _command(commands, "eval", _eval, "held-out bits per byte, tasks, balance (about two minutes)")
-    evaluate.add_argument("--items", type=int, default=200, help="items per task (default 200)")
-    evaluate.add_argument("--no-ngram", action="store_true", help="leave out the trigram yardstick")
+    _add_eval(_command(commands, "eval", _eval, "what a checkpoint can do, on held-out data (about four minutes)"))
 
     inspect = _command(commands, "inspect", _inspect, "sizes and counts of a checkpoint")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
@@ -269,6 +274,15 @@ def _add_train(train: argparse.ArgumentParser) -> None:
     train.add_argument("--save", help="where the finished model goes (default RUN/model)")
     train.add_argument("--steps", type=int, help="another number of steps")
     _add_engine(train, None, "the recipe's")
+
+
+def _add_eval(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("--only", help="text, tasks, tools, mtp, balance, experts: some, with commas (default all)")
+    evaluate.add_argument("--items", type=int, default=64, help="at most so many per size of a task (default 64)")
+    evaluate.add_argument("--plain", action="store_true", help="ask the tasks as plain text too, as in pre-training")
+    evaluate.add_argument("--no-ngram", action="store_true", help="leave out the 5-gram yardstick")
+    evaluate.add_argument("--save", metavar="FILE", help="the tables as Markdown")
+    evaluate.add_argument("--json", metavar="FILE", help="every figure")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

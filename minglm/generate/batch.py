@@ -1,10 +1,11 @@
 """Many greedy continuations at once: what evaluations ask for."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from minglm.generate.loop import check_room
 from minglm.model.kvcache import KVCache
 from minglm.model.ops import Array
 from minglm.model.transformer import head, transformer
@@ -16,6 +17,14 @@ ROWS = 64  # sequences that go through the model together
 Done = Callable[[str], bool]
 
 
+class Continuation(NamedTuple):
+    """What a model writes behind a prompt, without the end token."""
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+
+
 def continue_all(
     model: "Model",
     prompts: Sequence[str],
@@ -23,10 +32,12 @@ def continue_all(
     done: Done | None = None,
     engine: str = "fast",
     threads: int | None = None,
-) -> list[str]:
-    """The greedy continuation of each prompt, up to an end token (left out), the limit, or `done(text so far)`.
+) -> list[Continuation]:
+    """The greedy continuation of each prompt, up to an end token, the limit, the end of the model's context, or
+    `done(text so far)`.
 
-    Prompts of similar length go together, padded on the left. Needs a tokenizer.
+    Prompts of similar length go together, padded on the left. Needs a tokenizer. ValueError for a prompt that leaves
+    no room in the context.
     """
     if model.tokenizer is None:
         raise ValueError("continuing texts needs a tokenizer, and this model has none")
@@ -34,26 +45,29 @@ def continue_all(
         raise ValueError(f"engine is {engine!r}; wanted 'fast' or 'numpy'")
     encoded = [model.tokenizer.encode(prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
-    texts = [""] * len(prompts)
+    for prompt_ids in encoded:
+        check_room(len(prompt_ids), 1, model.config.max_position_embeddings)
+    found: dict[int, Continuation] = {}
     for start in range(0, len(order), ROWS):
         rows = order[start : start + ROWS]
-        found = _together(model, [encoded[i] for i in rows], max_new_tokens, done, engine, threads)
-        for i, text in zip(rows, found, strict=True):
-            texts[i] = text
-    return texts
+        written = _together(model, [encoded[i] for i in rows], max_new_tokens, done, engine, threads)
+        found |= dict(zip(rows, written, strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 def _together(
     model: "Model", prompts: list[list[int]], most: int, done: Done | None, engine: str, threads: int | None
-) -> list[str]:
+) -> list[Continuation]:
     tokenizer = model.tokenizer
     assert tokenizer is not None
     width = max(map(len, prompts))
+    most = min(most, model.config.max_position_embeddings - width)
     ids = np.array([[0] * (width - len(p)) + p for p in prompts])
     segments = np.array([[-1] * (width - len(p)) + [0] * len(p) for p in prompts])
     cache = KVCache(model.config, len(prompts), width + most, model.compute_dtype)
     step = (_fast if engine == "fast" else _numpy)(model, cache, threads)
-    texts, going, decoders = [""] * len(prompts), [True] * len(prompts), [tokenizer.stream() for _ in prompts]
+    texts, new_ids = [""] * len(prompts), [list[int]() for _ in prompts]
+    going, decoders = [True] * len(prompts), [tokenizer.stream() for _ in prompts]
     for _ in range(most):
         best = step(ids, segments)[:, : model.usable_tokens].argmax(axis=-1)
         ids, segments = best[:, None], np.zeros((len(prompts), 1), np.int64)
@@ -63,11 +77,12 @@ def _together(
             if token in model.config.eos_token_id:
                 going[row] = False
                 continue
+            new_ids[row].append(token)
             texts[row] += decoders[row].feed(token)
             going[row] = not (done and done(texts[row]))
         if not any(going):
             break
-    return texts
+    return [Continuation(*each) for each in zip(prompts, new_ids, texts, strict=True)]
 
 
 Step = Callable[[Array, Array], Array]  # ids [B, T], segments [B, T] -> logits after the last [B, V]

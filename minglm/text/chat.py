@@ -1,7 +1,7 @@
 """Chat turns to prompt text, and an answer's text back to thinking, content and tool calls.
 
 GLM-4.5 marks turns and calls with tags of its own; `glm45.jinja` beside this file writes them, `parse_answer`
-reads them.
+reads them. `run_tools` is the loop around both: ask, run the tools that the answer calls, ask again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -196,6 +196,9 @@ def _plain(where: str, value: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{where} holds something that JSON cannot say: {error}") from error
 
 
+# -- reading an answer -------------------------------------------------------------------------------------------
+
+
 class ToolCall(NamedTuple):
     """One call that the model asks for."""
 
@@ -356,3 +359,71 @@ def _types(schema: Any) -> set[str]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+# -- the tool loop -----------------------------------------------------------------------------------------------
+
+Tool = Callable[..., Any]  # takes a call's arguments by name; what it returns is shown to the model as text
+ROUNDS = 4
+
+
+def run_tools(
+    answer: Callable[[str], str],
+    messages: Sequence[Message],
+    schemas: Sequence[Mapping[str, Any]],
+    tools: Mapping[str, Tool],
+    template: ChatTemplate,
+    enable_thinking: bool = True,
+    rounds: int = ROUNDS,
+) -> list[Message]:
+    """Ask, run the tools that the answer calls, and ask again with their results, until an answer calls none.
+
+    `answer(prompt)` is the model: the text that it writes behind a prompt, without the end token. `schemas` tell it
+    what there is, `tools` are the functions themselves, by name. Returns all messages; the last one is the
+    assistant's, or a tool's if it still called tools after so many `rounds`.
+    """
+    return run_tools_all(
+        lambda prompts: list(map(answer, prompts)), [messages], schemas, tools, template, enable_thinking, rounds
+    )[0]
+
+
+def run_tools_all(
+    answers: Callable[[list[str]], list[str]],
+    conversations: Sequence[Sequence[Message]],
+    schemas: Sequence[Mapping[str, Any]],
+    tools: Mapping[str, Tool],
+    template: ChatTemplate,
+    enable_thinking: bool = True,
+    rounds: int = ROUNDS,
+) -> list[list[Message]]:
+    """`run_tools` for many conversations at once: `answers` gets the prompts of all that wait for one."""
+    found = [list(messages) for messages in conversations]
+    waiting = list(range(len(found)))
+    for _ in range(rounds):
+        prompts = [template.render(found[i], schemas, enable_thinking) for i in waiting]
+        for i, text in zip(waiting, answers(prompts) if prompts else [], strict=True):
+            found[i] += turn(text, schemas, tools)
+        waiting = [i for i in waiting if found[i][-1]["role"] == "tool"]
+    return found
+
+
+def turn(text: str, schemas: Sequence[Mapping[str, Any]], tools: Mapping[str, Tool]) -> list[Message]:
+    """The assistant's message that a text says, and the result of each tool that it calls."""
+    thinking, content, calls = parse_answer(text, schemas)
+    said: dict[str, Any] = {"role": "assistant", "content": content or ""}
+    if thinking is not None:
+        said["reasoning_content"] = thinking
+    if not calls:
+        return [said]
+    said["tool_calls"] = [{"function": call._asdict()} for call in calls]
+    return [said, *({"role": "tool", "content": call_tool(call, tools)} for call in calls)]
+
+
+def call_tool(call: ToolCall, tools: Mapping[str, Tool]) -> str:
+    """What the tool says. An error of the tool, or an unknown tool, is said too: the model may do better next time."""
+    if call.name not in tools:
+        return f"error: no tool {call.name!r}; there are: {', '.join(tools) or 'none'}"
+    try:
+        return str(tools[call.name](**call.arguments))
+    except Exception as error:  # a tool can raise anything, also for arguments that it does not have
+        return f"error: {error}"
