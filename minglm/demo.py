@@ -51,7 +51,10 @@ def conversations(model: Model, max_new_tokens: int = 200, **engine: Any) -> Ite
     template = model.chat_template
 
     def answer(prompt: str) -> str:
-        return model.generate(prompt, max_new_tokens, **engine).text or ""
+        room = model.config.max_position_embeddings - model.as_ids(prompt, limit=False).shape[1]
+        if room < 1:
+            return "(the question does not fit into this model's context)"
+        return model.generate(prompt, min(max_new_tokens, room), **engine).text or ""
 
     _, right = TASKS["sums"].solve(SUM)
     for thinking in (True, False):

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minglm.data.batches import IGNORE, PADDING, Batch, Corpus, Mixture, Piece, TextSource, best_fit, lay_out, whole
+from minglm.data.batches import (
+    IGNORE,
+    PADDING,
+    Batch,
+    Corpus,
+    Mixture,
+    Piece,
+    TextSource,
+    _switched,
+    best_fit,
+    lay_out,
+    whole,
+)
 from minglm.data.calculator import calculate
 from minglm.data.chats import (
     CALCULATOR,
@@ -207,11 +219,14 @@ def test_switched_rows_keep_their_padding_apart():
     segments = np.array([[0, 1, -1, -1, -1, -1], [0, 0, 1, 1, 2, -1], [0, 1, -1, -1, -1, -1], [0, 1, 1, 2, 2, 2]])
     batch = Batch(np.arange(24).reshape(4, 6), np.arange(1, 25).reshape(4, 6), segments.copy())
     switched = _switched(batch, 2)
-    assert switched.segments.tolist() == [
-        [0, 1, -1, 2, 3, -1],  # two new documents, a padded place between
-        [0, 0, 1, 1, 2, 2],  # its second document goes on in another domain
-        *segments[2:].tolist(),
-    ]
+    assert (
+        switched.segments.tolist()
+        == [
+            [0, 1, -1, 2, 3, -1],  # two new documents, a padded place between
+            [0, 0, 1, 1, 2, 2],  # its second document goes on in another domain
+            *segments[2:].tolist(),
+        ]
+    )
     assert switched.ids[0].tolist() == [0, 1, 2, 12, 13, 14]
     assert switched.targets[:2, 2].tolist() == [IGNORE, IGNORE]
 

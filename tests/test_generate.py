@@ -397,13 +397,13 @@ PROMPTS = ["17+25=", "def f(", "x", "import os\nimport sys\n", "class A:\n    de
 def test_many_continuations_are_those_of_each_alone(engine, shipped, monkeypatch):
     """Prompts of several lengths, in more than one batch: what `generate` says for each of them."""
     monkeypatch.setattr("minglm.generate.batch.ROWS", 4)
-    found = continue_all(shipped, PROMPTS, 12, engine=engine)
+    found = [each.text for each in continue_all(shipped, PROMPTS, 12, engine=engine)]
     assert found == [shipped.generate(prompt, 12, engine=engine).text for prompt in PROMPTS]
 
 
 def test_a_continuation_ends_where_it_is_done(shipped):
-    texts = continue_all(shipped, PROMPTS, 12, done=lambda text: "\n" in text or len(text) > 5)
-    whole = continue_all(shipped, PROMPTS, 12)
+    texts = [each.text for each in continue_all(shipped, PROMPTS, 12, lambda text: "\n" in text or len(text) > 5)]
+    whole = [each.text for each in continue_all(shipped, PROMPTS, 12)]
     for text, full in zip(texts, whole, strict=True):
         assert full.startswith(text)
         assert text == full or "\n" in text or len(text) > 5

@@ -540,7 +540,7 @@ def test_moe_mutations_are_caught():
         ("dx_routed, dx_router, *gradients", "dx_routed, *gradients"),
         ("dx_routed, dx_router, *gradients", "dx_routed, dx_router"),
         ("mlp_bwd(drows, saved_shared", "mlp_bwd(drows * config.routed_scaling_factor, saved_shared"),
-        ("router_bwd(dweights, saved_router", "router_bwd(-dweights, saved_router"),
+        ("route_bwd(dweights, saved_router", "route_bwd(-dweights, saved_router"),
         ("params.experts, ops)", "params.experts._replace(up_proj=params.experts.gate_proj), ops)"),
     ]
     choices = lambda saved: saved.router.routing.indices  # noqa: E731

@@ -67,7 +67,9 @@ def _train(model: Model, job: Job) -> dict[str, float]:
 
 def _trainer(model: Model, batch: Batch) -> Callable[[], None]:
     """What makes one training step, the same every time: loss, gradients, clipping, AdamW."""
-    recipe = Recipe("micro", (Stage("bench", 1000, *batch.ids.shape, {}, learning_rate=1e-3),), optimiser="adamw")
+    rows, length = batch.ids.shape
+    stage = Stage("bench", 1000, rows, length, {}, learning_rate=1e-3)
+    recipe = Recipe("glm-nano", (stage,), config={"max_position_embeddings": length}, optimiser="adamw")
     state, ops = start(model, recipe), operations(recipe)
 
     def step() -> None:

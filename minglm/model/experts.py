@@ -141,5 +141,6 @@ def moe_bwd(
     backward = getattr(ops, "routed_experts_bwd", routed_experts_bwd)
     dx_routed, dweights, dexperts = backward(drows, history, saved_router.routing, params.experts, ops)
     # 1. router
-    dx_router, dgate = getattr(ops, "router_bwd", router_bwd)(dweights, saved_router, params.gate, config, dscores, ops)
+    route_bwd = getattr(ops, "router_bwd", router_bwd)
+    dx_router, dgate = route_bwd(dweights, saved_router, params.gate, config, dscores, ops)
     return ops.add(dx_routed, dx_router, *gradients).reshape(dout.shape), Moe(dgate, dexperts, dshared)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minglm.config import Config
 from minglm.data.documents import read_file_list
 from minglm.evaluate.golden import Golden
 from minglm.train.recipe import Recipe
@@ -16,17 +17,12 @@ if TYPE_CHECKING:
 def card(model: "Model", recipe: Recipe, folder: Path, results: str, golden: list[Golden]) -> str:
     """The README.md of a shipped checkpoint, every number in it measured or read from the run. `results`: the tables of
     `minglm eval` in Markdown."""
-    c, counts = model.config, model.config.count_parameters()
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     examples = "\n".join(f"    {(g.prompt + g.text)!r}" for g in golden[:6])
     longest = max(stage.sequence_length for stage in recipe.stages)
     return f"""# {folder.name}
 
-A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size {c.hidden_size},
-{c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts
-of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
-{c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
-multi-token-prediction layer; a vocabulary of {c.vocab_size:,}. Stored in bfloat16.
+{_architecture(model.config)} Stored in bfloat16.
 
 It is a toy, made to be traced, plotted, stepped through and talked to about small sums, not to be used as a language
 model.
@@ -62,7 +58,7 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 ## Limits
 
-- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {c.max_position_embeddings}, and
+- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {model.config.max_position_embeddings}, and
   nothing is promised beyond {longest}.
 - It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese
   but for numbers not at all.
@@ -74,6 +70,15 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 `model.safetensors`: sha256 {digest}
 """
+
+
+def _architecture(c: Config) -> str:
+    counts = c.count_parameters()
+    return f"""A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size
+{c.hidden_size}, {c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts
+of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
+{c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
+multi-token-prediction layer; a vocabulary of {c.vocab_size:,}."""
 
 
 def _stages(recipe: Recipe) -> str:
