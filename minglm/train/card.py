@@ -58,8 +58,8 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 ## Limits
 
-- Sequences in training had at most {longest} tokens; `max_position_embeddings` is {model.config.max_position_embeddings}, and
-  nothing is promised beyond {longest}.
+- Sequences in training had at most {longest} tokens; `max_position_embeddings` is
+  {model.config.max_position_embeddings}, and nothing is promised beyond {longest}.
 - It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese
   but for numbers not at all.
 - Questions in other words than the training's few phrases may be misread.
@@ -75,9 +75,9 @@ Generated tasks with and without written-out thinking, and Python source and doc
 def _architecture(c: Config) -> str:
     counts = c.count_parameters()
     return f"""A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size
-{c.hidden_size}, {c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with {c.n_routed_experts} experts
-of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one; {c.num_attention_heads} query heads on
-{c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
+{c.hidden_size}, {c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with
+{c.n_routed_experts} experts of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one;
+{c.num_attention_heads} query heads on {c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
 multi-token-prediction layer; a vocabulary of {c.vocab_size:,}."""
 
 
