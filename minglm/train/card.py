@@ -77,8 +77,8 @@ def _architecture(c: Config) -> str:
     return f"""A GLM-4.5 of {counts.total:,} parameters ({counts.active:,} active for a token): hidden size
 {c.hidden_size}, {c.num_hidden_layers} layers, the first {c.first_k_dense_replace} dense, the others with
 {c.n_routed_experts} experts of which {c.num_experts_per_tok} see a token and {c.n_shared_experts} shared one;
-{c.num_attention_heads} query heads on {c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention bias, {c.num_nextn_predict_layers}
-multi-token-prediction layer; a vocabulary of {c.vocab_size:,}."""
+{c.num_attention_heads} query heads on {c.num_key_value_heads} key/value heads of {c.head_dim}; q/k norm, attention
+bias, {c.num_nextn_predict_layers} multi-token-prediction layer; a vocabulary of {c.vocab_size:,}."""
 
 
 def _stages(recipe: Recipe) -> str:
