@@ -42,8 +42,15 @@ bench-all: $(VENV)/.bench  ## every shape, against torch and llama.cpp too (inst
 doctor: $(VENV)/.ready  ## versions, threads, memory, and what this machine can do
 	$(PY) -m minglm doctor
 
-train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about 20 minutes on four cores)
+train-tiny: $(VENV)/.ready  ## train weights/glm-tiny again (under two hours on four cores; stops and goes on)
+	$(PY) -m minglm train glm-tiny --save weights/glm-tiny
+
+train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about half an hour)
 	$(PY) -m minglm train glm-nano --save weights/glm-nano
+
+train-pair: $(VENV)/.ready  ## train the balanced and the unbalanced small model again (minutes)
+	$(PY) -m minglm train glm-tiny-balanced --save weights/glm-tiny-balanced
+	$(PY) -m minglm train glm-tiny-unbalanced --save weights/glm-tiny-unbalanced
 
 clean:           ## remove the virtual environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -60,4 +67,4 @@ $(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproj
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-nano clean
+.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-tiny train-nano train-pair clean

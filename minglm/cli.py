@@ -11,7 +11,7 @@ from typing import Any
 import minglm
 from minglm.api import load
 
-DEFAULT = "glm-nano"
+DEFAULT = "glm-tiny"
 DEMO_PROMPT = "17+25="
 
 
@@ -109,7 +109,7 @@ def _train(given: argparse.Namespace) -> None:
     from minglm.train.recipe import load_recipe
     from minglm.train.run import finish, train_recipe
 
-    name = given.recipe or ("fine-tune" if given.start else DEFAULT)
+    name = given.recipe or ("fine-tune" if given.start else "glm-nano")
     recipe = load_recipe(name)
     if given.steps is not None:
         recipe = recipe.shortened(given.steps)
