@@ -52,6 +52,10 @@ train-pair: $(VENV)/.ready  ## train the balanced and the unbalanced small model
 	$(PY) -m minglm train glm-tiny-balanced --save weights/glm-tiny-balanced
 	$(PY) -m minglm train glm-tiny-unbalanced --save weights/glm-tiny-unbalanced
 
+ablations: $(VENV)/.ready  ## the choices of GLM-4.5's authors, tried: docs/ablations.md (about four hours; goes on where it stopped)
+	$(PY) -m minglm.train.ablations
+	$(PY) -m minglm.train.ablations --report
+
 clean:           ## remove the virtual environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -67,4 +71,4 @@ $(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproj
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-tiny train-nano train-pair clean
+.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -91,3 +91,52 @@ def _smooth(y: Array) -> Array:
     width = max(1, len(y) // 50)
     padded = np.concatenate([np.full(width // 2, y[0]), y, np.full(width - 1 - width // 2, y[-1])])
     return np.convolve(padded, np.full(width, 1 / width), "valid")
+
+
+# -- several models beside each other ----------------------------------------------------------------------------
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; each model has a dash and a marker of its own too.
+_MODELS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+_DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+
+
+class Panel(NamedTuple):
+    """One measure over the training of several models."""
+
+    label: str
+    lines: dict[str, list[tuple[Array, Array]]]  # model -> (x, y) of each seed
+    zero: bool = False  # mark zero; the first model is not the one that others are compared with
+
+
+def plot_seeds(panels: Sequence[Panel], title: str = "") -> Figure:
+    """A panel for each measure: every seed a thin line, a model's mean a thick one where all its seeds have values."""
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    for i, panel in enumerate(panels):
+        ax = figure.add_subplot(1, len(panels), i + 1)
+        for number, (model, seeds) in enumerate(panel.lines.items(), start=int(panel.zero)):
+            style: dict[str, Any] = {
+                "color": _MODELS[number % len(_MODELS)],
+                "linestyle": _DASHES[number % len(_DASHES)],
+            }
+            for x, y in seeds:
+                ax.plot(x, y, linewidth=0.5, alpha=0.6, **style)
+            x, y = mean_curve(seeds)
+            ax.plot(x, y, linewidth=1.6, label=printable(model), **style)
+        if panel.zero:
+            ax.axhline(0, color="#999999", linewidth=0.8)
+        else:
+            ax.legend(fontsize=_FONT - 2)
+        ax.set_ylabel(panel.label, fontsize=_FONT)
+        ax.set_xlabel("million tokens", fontsize=_FONT)
+        ax.grid(True, color="#dddddd")
+        ax.tick_params(labelsize=_FONT - 1)
+    figure.suptitle(printable(title), fontsize=_FONT + 1, x=0.01, ha="left")
+    return figure
+
+
+def mean_curve(curves: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """The mean at every x that all curves have."""
+    common = curves[0][0].round(6)
+    for x, _ in curves[1:]:
+        common = np.intersect1d(common, x.round(6))
+    return common, np.mean([y[np.isin(x.round(6), common)] for x, y in curves], axis=0)

@@ -69,18 +69,22 @@ def given_source(documents: list[Document], template: ChatTemplate, encode: Enco
 
 
 class Curriculum:
-    """The batches of all stages of a recipe, one after the other: a pure function of the step.
+    """The batches of all stages of a recipe, one after the other: a pure function of the step. The documents may come
+    already encoded, without conversations.
 
     Raises ValueError for weights that name nothing, a domain named like a task or shorter than a row, and a
     conversation that cannot be rendered.
     """
 
-    def __init__(self, recipe: Recipe, documents: Iterable[Document], tokenizer: Tokenizer, template: ChatTemplate):
+    def __init__(
+        self, recipe: Recipe, documents: Iterable[Document] | Corpus, tokenizer: Tokenizer, template: ChatTemplate
+    ):
         self.recipe, self.tokenizer, self.template = recipe, tokenizer, template
-        documents = list(documents)
-        self.chats = [document for document in documents if document.domain == CHAT]
-        texts = [document for document in documents if document.domain != CHAT]
-        self.streams = Corpus.build(texts, tokenizer.encode, tokenizer.end_ids[0]).streams
+        encoded = documents if isinstance(documents, Corpus) else None
+        given = [] if isinstance(documents, Corpus) else list(documents)
+        self.chats = [document for document in given if document.domain == CHAT]
+        texts = [document for document in given if document.domain != CHAT]
+        self.streams = (encoded or Corpus.build(texts, tokenizer.encode, tokenizer.end_ids[0])).streams
         self.encode = lru_cache(2**16)(tokenizer.encode)  # short prompts and answers recur: half the time of a batch
         self.mixtures = [self._mixture(number, stage) for number, stage in enumerate(recipe.stages)]
 

@@ -20,7 +20,7 @@ from minglm.api import Model
 from minglm.formats.checkpoint import load_checkpoint, write_tensors
 from minglm.formats.files import write_text
 from minglm.train.recipe import Recipe
-from minglm.train.step import OPTIMISERS, State
+from minglm.train.step import OPTIMISERS, State, optimiser_options
 
 KEPT = 2  # checkpoints left in a run folder
 
@@ -83,7 +83,7 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
         about = json.loads((folder / "state.json").read_text("utf-8"))
         step = about["step"]
         arrays = load_file(folder / "optimiser.safetensors")
-        optimiser = OPTIMISERS[recipe.optimiser].restore(params, arrays, step, weight_decay=recipe.weight_decay)
+        optimiser = OPTIMISERS[recipe.optimiser].restore(params, arrays, step, **optimiser_options(recipe))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
     for name, here in _versions().items():

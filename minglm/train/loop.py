@@ -37,20 +37,23 @@ def train(
     stop_after: int | None = None,
     progress: bool = True,
     threads: int | None = None,
+    ops: Any = None,
 ) -> Model:
     """Train until `recipe.steps`, from the newest checkpoint in `run` if there is one; returns the trained model.
 
     `observe(model, step)` is called every `eval_every` steps, and some times early, with the metrics so far on disk;
-    its numbers are added to them. `stop_after` ends the session after that many steps (for tests). Raises ValueError
-    for a run folder of another recipe, DivergedError with the last good checkpoint when the loss blows up, OSError when
-    another process is training in `run`.
+    its numbers are added to them. `stop_after` ends the session after that many steps (for tests). `ops`: compute with
+    these, not with the recipe's engine (for ablations). Raises ValueError for a run folder of another recipe,
+    DivergedError with the last good checkpoint when the loss blows up, OSError when another process is training in
+    `run`.
     """
     run.mkdir(parents=True, exist_ok=True)
     with only_one(run):
         same_recipe(run, recipe)
         state = newest_state(run, recipe, model.compute_dtype) or start(model, recipe)
         last = recipe.steps if stop_after is None else min(recipe.steps, state.step + stop_after)
-        return _train(model, recipe, batches, run, observe, state, last, progress, threads)
+        ops = operations(recipe, threads) if ops is None else ops
+        return _train(model, recipe, batches, run, observe, state, last, progress, ops)
 
 
 def _train(
@@ -62,11 +65,10 @@ def _train(
     state: State,
     last: int,
     progress: bool,
-    threads: int | None,
+    ops: Any,
 ) -> Model:
     from threadpoolctl import threadpool_limits
 
-    ops = operations(recipe, threads)
     with (
         # so that sums do not depend on the machine's cores, and NumPy's threads do not wait
         threadpool_limits(1) if ops is numpy_ops else ops.one_thread_each(),

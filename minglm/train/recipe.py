@@ -51,6 +51,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     config: dict[str, Any] = field(default_factory=dict)  # what differs from the preset
     optimiser: str = "muon"  # or "adamw"
+    head_optimiser: str | None = None  # "adamw": that moves the head where Muon moves the rest; None: no exception
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     seed: int = 0
@@ -66,6 +67,8 @@ class Recipe:
         for name, choices in (("engine", ("fast", "numpy")), ("optimiser", ("muon", "adamw"))):
             value = getattr(self, name)
             _require(value in choices, "recipe", name, value, " or ".join(map(repr, choices)))
+        head = self.head_optimiser
+        _require(head in (None, "adamw"), "recipe", "head_optimiser", head, "'adamw', or left out")
         _require(bool(self.stages), "recipe", "stages", self.stages, "one [[stages]] table or more")
         fields_known = isinstance(self.config, dict) and self.config.keys() <= {f.name for f in fields(Config)}
         _require(fields_known, "recipe", "config", self.config, "a table of fields of a model's config")

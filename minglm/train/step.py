@@ -56,7 +56,13 @@ class DivergedError(ValueError):
 
 def start(model: Model, recipe: Recipe) -> State:
     params = map_arrays(lambda name, array: array.copy(), model.params)  # a fast step writes over them
-    return State(params, OPTIMISERS[recipe.optimiser].start(params, weight_decay=recipe.weight_decay), 0)
+    return State(params, OPTIMISERS[recipe.optimiser].start(params, **optimiser_options(recipe)), 0)
+
+
+def optimiser_options(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe's optimiser is started or restored with."""
+    head = {"head": recipe.head_optimiser} if recipe.optimiser == "muon" and recipe.head_optimiser else {}
+    return {"weight_decay": recipe.weight_decay, **head}
 
 
 def operations(recipe: Recipe, threads: int | None = None) -> Any:
