@@ -205,19 +205,16 @@ def picture(claim: Claim, results: Results) -> Any:
 
 
 def _panels(claim: Claim, results: Results) -> list[Panel]:
-    names = [name for name in ("baseline", *claim.variants) if any(n == name for n, _ in results)]
-    if len(names) < 2:
+    loss = {name: _curves(results, name, "loss") for name in ("baseline", *claim.variants)}
+    names = [name for name, curves in loss.items() if curves]
+    if len(names) < 2 or "baseline" not in names:
         return []
-    loss = MEASURES["loss"]
-    lines = {name: _curves(results, name, loss.key) for name in names}
+    base = loss["baseline"]
     differences = {
-        VARIANTS[name].label: [
-            _minus(curve, lines["baseline"][seed]) for seed, curve in curves.items() if seed in lines["baseline"]
-        ]
-        for name, curves in lines.items()
-        if name != "baseline" and "baseline" in lines
+        VARIANTS[name].label: [_minus(curve, base[seed]) for seed, curve in loss[name].items() if seed in base]
+        for name in names[1:]
     }
-    panels = [Panel("held-out loss, nats per token", {VARIANTS[n].label: list(c.values()) for n, c in lines.items()})]
+    panels = [Panel("held-out loss, nats per token", {VARIANTS[n].label: list(loss[n].values()) for n in names})]
     panels.append(Panel("loss − baseline's, same seed", {n: c for n, c in differences.items() if c}, zero=True))
     for key in claim.measures[1:]:
         others = {VARIANTS[n].label: list(_curves(results, n, key).values()) for n in names}
@@ -232,10 +229,8 @@ def _curves(results: Results, name: str, key: str) -> dict[int, tuple[np.ndarray
         looks = [look for look in result["curve"] if look["step"] + 1 >= result["steps"] / 10]
         if n == name and looks:
             per_step = result["tokens"] / result["steps"] / 1e6
-            found[seed] = (
-                np.array([(look["step"] + 1) * per_step for look in looks]),
-                np.array([look[key] for look in looks]),
-            )
+            x, y = zip(*(((look["step"] + 1) * per_step, look[key]) for look in looks), strict=True)
+            found[seed] = np.array(x), np.array(y)
     return found
 
 

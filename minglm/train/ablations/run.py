@@ -62,7 +62,6 @@ class Data(NamedTuple):
 
 def prepare(folder: Path, say: Say = print, rows: int = ROWS) -> Data:
     """The folder's data; made from this machine's text if they are not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "corpus.safetensors"
     if not path.exists():
         say("reading the training text …")
@@ -156,9 +155,13 @@ def run_one(folder: Path, variant: Variant, recipe: Recipe, data: Data, ops: Any
     result = _result(variant, recipe, model.config, read_metrics(run), diverged)
     result_path(folder, variant, recipe.seed).parent.mkdir(exist_ok=True)
     write_text(result_path(folder, variant, recipe.seed), json.dumps(result, indent=1) + "\n")
+    _remove_checkpoints(run)
+    return result
+
+
+def _remove_checkpoints(run: Path) -> None:
     for checkpoint in run.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    return result
 
 
 def _observer(timed: Timed, data: Data, ops: Any, threads: int) -> Observe:
@@ -223,6 +226,7 @@ def run_all(
     `minutes`. Raises ValueError for a folder whose results are of other settings."""
     from minglm.fast.team import thread_count
 
+    folder.mkdir(parents=True, exist_ok=True)
     began, data = time.monotonic(), data or prepare(folder, say)
     count = thread_count(threads)
     ops = operations(BASELINE.make_recipe(), count)
@@ -232,6 +236,8 @@ def run_all(
     results = read_results(folder)
     for variant, recipe in planned:
         _check_same(results.get((variant.name, recipe.seed)), recipe)
+    for name, seed in results:  # where a process was killed between result and tidying
+        _remove_checkpoints(folder / "runs" / f"{name}-{seed}")
     left = [(variant, recipe) for variant, recipe in planned if (variant.name, recipe.seed) not in results]
     about = timing["muon"] * steps / 60
     say(f"{len(planned)} runs of {steps} steps, {len(planned) - len(left)} finished; about {about:.1f} minutes each "
