@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from minglm.api import Model
-from minglm.data.batches import Corpus
+from minglm.data.batches import IGNORE, PADDING, Corpus
 from minglm.data.heldout import make_document
 from minglm.fast.ops import FastOps
 from minglm.model import loss_and_grads, shift_targets
 from minglm.model import ops as book
 from minglm.model.params import Router, walk, walk_stacked
 from minglm.model.router import router, router_bwd
+from minglm.model.transformer import transformer
 from minglm.text.tokenizer import train_tokenizer
 from minglm.train.ablations import claims, run
 from minglm.train.ablations import figures as measured
@@ -38,7 +39,7 @@ CHANGES = {  # what the model says of itself: fields of the config, the recipe a
     "adamw-time": {"optimiser": "adamw"},
     "adamw-head": {"head_optimiser": "adamw"},
     "muon-rate": {"learning_rate": claims.RATE / 2},
-    "adamw-rate": {"optimiser": "adamw", "learning_rate": claims.ADAMW_RATE / 2},
+    "adamw-rate": {"optimiser": "adamw", "learning_rate": claims.ADAMW_RATE * 2},
     "no-qk-norm": {"use_qk_norm": False},
     "no-mtp": {"mtp_weight": 0.0},
     "kv-1": {"num_key_value_heads": 1},
@@ -226,8 +227,8 @@ TEXT = "def halve(values):\n    return [value / 2 for value in values]\n\nThe li
 @pytest.fixture
 def tiny(monkeypatch):
     """All settings smaller; returns the data of a folder."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32,
-             "moe_intermediate_size": 16, "n_routed_experts": 4, "head_dim": 8, "vocab_size": 320}  # fmt: skip
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+             "moe_intermediate_size": 8, "n_routed_experts": 4, "head_dim": 8, "vocab_size": 320}  # fmt: skip
     for module, name, value in (
         (claims, "SIZES", sizes), (claims, "BATCH", 2), (claims, "LENGTH", 24), (measured, "LENGTH", 24),
         (measured, "ITEMS", 2), (run, "TIMED", 1),
@@ -243,11 +244,15 @@ def quietly(line):
     pass
 
 
-def test_a_seed_decides_the_order_of_the_data_whatever_the_model(tiny):
+def test_a_seed_decides_the_weights_and_the_order_of_the_data_whatever_the_model(tiny):
     first, second, other = (
         tiny.batches(VARIANTS[name].make_recipe(4, seed)).batch(3)
         for name, seed in (("baseline", 1), ("shallow", 1), ("baseline", 2))
     )
+    weights = [
+        tiny.model(BASELINE, BASELINE.make_recipe(4, seed)).params.lm_head.weight.tobytes() for seed in (1, 1, 2)
+    ]
+    assert weights[0] == weights[1] != weights[2]
     assert np.array_equal(first.ids, second.ids)
     assert not np.array_equal(first.ids, other.ids)
 
@@ -264,11 +269,14 @@ def test_the_data_of_a_folder_are_made_once(tiny, tmp_path):
             assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_figures_are_what_the_model_shows(tiny):
-    """Against the model's own face, tapped, on the same text."""
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_figures_are_what_the_model_shows(tiny, seed):
+    """Against the model's own face, tapped, on the same text, of which a part is padding."""
+    for (batch,) in tiny.held_out.batches.values():
+        batch.segments[1, 15:], batch.targets[1, 14:] = PADDING, IGNORE
     recipe = BASELINE.make_recipe(3)
     config = tiny.config(recipe)
-    model = Model(config, random_params(config, 2), tiny.tokenizer)
+    model = Model(config, random_params(config, seed), tiny.tokenizer)
     found = measured.figures(model, tiny.held_out, book)
     losses, load, logits, agree = [], {}, [], []
     for kind, (batch,) in tiny.held_out.batches.items():
@@ -296,6 +304,21 @@ def test_figures_are_what_the_model_shows(tiny):
     assert fast == pytest.approx(found, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_largest_logit_of_a_layer_is_over_each_head_with_its_own_keys(seed):
+    seen, ids = {}, random_ids(MICRO, seed)
+
+    def watch(name, array):
+        seen[name] = array
+        return array
+
+    _, saved = transformer(ids, random_params(MICRO, seed), MICRO, tap=watch, save=True)
+    for i, layer in enumerate(saved.layers):
+        scores = seen[f"layers.{i}.self_attn.scores"]
+        largest = np.abs(scores[np.isfinite(scores)]).max()
+        assert measured._largest_logit(layer.attention) == pytest.approx(largest, rel=1e-5)
+
+
 def without_times(folder):
     """All results but for what depends on the machine."""
     results = run.read_results(folder)
@@ -319,8 +342,10 @@ def test_runs_end_in_results_are_skipped_when_finished_and_go_on_when_interrupte
     assert [look["step"] for look in base["curve"]] == [0, 1, 2]
     assert base["figures"] == base["curve"][-1]
     assert base["tokens"] == 3 * 2 * 24
-    assert base["config"]["hidden_size"] == 32
+    assert base["config"]["hidden_size"] == 16
     assert base["parameters"]["active"] == tiny.config(BASELINE.make_recipe(3)).count_parameters().active
+    losses = {s: whole["baseline", s]["curve"][0]["code_loss"] for s in (0, 1)}
+    assert losses[0] != losses[1]
     steps, looks, seeds = 3, 3 * 3, 2
     assert len(routed) == seeds * (steps + looks) * 2  # by two layers, the MTP layer's among them
     assert not list((tmp_path / "whole").rglob("checkpoint-*"))
@@ -455,7 +480,7 @@ def test_the_page_says_what_the_figures_say(folder, tmp_path):
     ]
     assert row(text, "loss", "1 key/value head")[-1] == "too few seeds"
     assert row(text, "loss", "0.006, outputs scaled")[2:] == ["diverged", "—", "—", "—", "—", "diverged in 1 of 1"]
-    assert row(text, "loss", "Muon, rate 0.002")[2:] == ["2.2000", "—", "—", "2.2000", "+0.2000", "too few seeds"]
+    assert row(text, "loss", "Muon, rate 0.004")[2:] == ["2.2000", "—", "—", "2.2000", "+0.2000", "too few seeds"]
     assert row(text, "loss", "deep, narrow")[2:] == ["—"] * 5 + ["not run"]
     assert "of the 5 rows with a verdict here 0.9 and 0.2." in text
     assert "nothing else to do" in text
