@@ -17,7 +17,7 @@ from minglm.train.recipe import Recipe, load_recipe
 
 # -- the baseline: every feature of GLM-4.5, small enough for a run of five minutes on four cores -----------------
 
-STEPS = 800
+STEPS = 900
 BATCH, LENGTH = 16, 256  # rows of tokens a step
 RATE = 8e-3  # peak, then a cosine to a tenth
 ADAMW_RATE = 2e-3

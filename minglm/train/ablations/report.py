@@ -88,8 +88,8 @@ def _head(results: Results, comment: str) -> str:
         "What GLM-4.5's authors say about their choices, tried on a model of "
         f"{counts['total'] / 1e6:.1f} million parameters ({counts['active'] / 1e6:.2f} active): one baseline with "
         f"every feature of GLM-4.5, one change at a time, {longest['tokens'] / 1e6:.2f} million tokens a run "
-        f"({longest['steps']} steps), seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. A seed decides fresh weights and "
-        "the order of the data; each model is compared with the baseline of its own seed. Written by "
+        f"({longest['steps']} steps), seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. A seed decides "
+        "fresh weights and the order of the data; each model is compared with the baseline of its own seed. Written by "
         f"`python -m minglm.train.ablations --report` from {len(results)} finished runs; `make ablations` makes them. "
         "The settings are in `minglm/train/ablations/claims.py`.",
         "**Loss**: nats per token of the next-token loss on held-out code, prose and tasks, the mean of the three. "

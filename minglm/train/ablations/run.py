@@ -239,7 +239,7 @@ def run_all(
     for name, seed in results:  # where a process was killed between result and tidying
         _remove_checkpoints(folder / "runs" / f"{name}-{seed}")
     left = [(variant, recipe) for variant, recipe in planned if (variant.name, recipe.seed) not in results]
-    about = timing["muon"] * steps / 60
+    about = 1.15 * timing["muon"] * steps / 60  # batches, looks and saving take the rest
     say(f"{len(planned)} runs of {steps} steps, {len(planned) - len(left)} finished; about {about:.1f} minutes each "
         f"and {about * len(left):.0f} in all")  # fmt: skip
     for number, (variant, recipe) in enumerate(left, start=1):
