@@ -80,11 +80,11 @@ class Curriculum:
         self, recipe: Recipe, documents: Iterable[Document] | Corpus, tokenizer: Tokenizer, template: ChatTemplate
     ):
         self.recipe, self.tokenizer, self.template = recipe, tokenizer, template
-        encoded = documents if isinstance(documents, Corpus) else None
         given = [] if isinstance(documents, Corpus) else list(documents)
         self.chats = [document for document in given if document.domain == CHAT]
         texts = [document for document in given if document.domain != CHAT]
-        self.streams = (encoded or Corpus.build(texts, tokenizer.encode, tokenizer.end_ids[0])).streams
+        ready = documents if isinstance(documents, Corpus) else None
+        self.streams = (ready or Corpus.build(texts, tokenizer.encode, tokenizer.end_ids[0])).streams
         self.encode = lru_cache(2**16)(tokenizer.encode)  # short prompts and answers recur: half the time of a batch
         self.mixtures = [self._mixture(number, stage) for number, stage in enumerate(recipe.stages)]
 

@@ -22,6 +22,7 @@ from minglm.api import Model
 from minglm.config import Config
 from minglm.data.batches import Batch, Corpus, TokenStream
 from minglm.data.documents import documents
+from minglm.data.libraries import find_packages
 from minglm.formats.checkpoint import write_tensors
 from minglm.formats.files import write_text
 from minglm.look.curves import read_metrics
@@ -65,8 +66,9 @@ def prepare(folder: Path, say: Say = print, rows: int = ROWS) -> Data:
     path = folder / "corpus.safetensors"
     if not path.exists():
         say("reading the training text …")
-        docs = list(documents())
-        _note_files(folder, docs, say)
+        packages = find_packages(say=say)
+        docs = list(documents(packages=packages))
+        _note_files(folder, docs, packages, say)
         if not (folder / "tokenizer.json").exists():
             say("learning the tokenizer …")
             learn_tokenizer(docs, BASELINE.make_recipe().model_config().vocab_size).save(folder)
