@@ -14,7 +14,7 @@ def chat(model: Model, thinking: bool = True, max_new_tokens: int = 128, **sampl
         raise ValueError("chatting needs a tokenizer, and this model has none")
     if not any(end in model.tokenizer.end_ids for end in model.config.eos_token_id):
         raise ValueError("the config names no end token (eos_token_id), so an answer would never end")
-    print(f"{model!r}\n{HELP}\n(It knows what it was trained on; a checkpoint that never saw a conversation will not hold one.)")
+    print(f"{model!r}\n{HELP}\n(A checkpoint that was never trained on conversations will not hold one.)")
     messages: list[dict[str, str]] = []
     while (line := _ask()) not in (None, "/quit"):
         if line == "/clear":
