@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import minglm
 from minglm.api import Model
@@ -15,6 +17,7 @@ from minglm.cli import main
 from minglm.data.documents import read_file_list, standard_library_documents
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
+from minglm.train.recipe import Recipe, Stage
 from tests.variants import MICRO, random_params
 
 
@@ -122,7 +125,6 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     text = tmp_path / "mine.txt"
     text.write_text("to be or not to be, that is the question\n" * 400, encoding="utf-8")
     from minglm.train import run as runs
-    from minglm.train.recipe import Recipe, Stage
     from minglm.train.run import finish, train_recipe
 
     some = list(islice(standard_library_documents(), 40))  # the rest of the standard library would only take time
@@ -137,10 +139,39 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     assert 0 < metrics[-1]["text_bits_per_byte"] < 12
     files, _ = read_file_list((tmp_path / "out" / "training_files.json").read_text("utf-8"))
     assert [f["domain"] for f in files] == ["text"]
+    assert (tmp_path / "out" / "training.png").stat().st_size > 1000
+    assert load_file(tmp_path / "out" / "routing.safetensors")["step_000002"].dtype == np.uint8
     again = train_recipe(recipe, tmp_path / "run", [text], say=said.append)
     assert all(
         (a == b).all() for (_, a), (_, b) in zip(minglm.walk(model.params), minglm.walk(again.params), strict=True)
     )
+
+
+def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp_path, capsys):
+    """`--from`: its weights, its tokenizer; and a run that began with other weights is not taken up again."""
+    chats, texts = tmp_path / "chats.jsonl", tmp_path / "texts.txt"
+    messages = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]
+    chats.write_text(json.dumps({"messages": messages}) + "\n", "utf-8")
+    texts.write_text("a line of text that is long enough to be trained on, again and again\n" * 60, "utf-8")
+    recipe = tmp_path / "short.toml"
+    stage = Stage("short", 2, 2, 120, {"text": 1.0}, learning_rate=1e-3)
+    recipe.write_text(Recipe("glm-nano", (stage,)).to_toml(), "utf-8")
+    for data in (chats, texts):
+        run_folder = tmp_path / f"run-{data.stem}"
+        common = ["train", str(recipe), "--data", str(data), "--run-folder", str(run_folder)]
+        code, out, err = run(capsys, *common, "--from", folder)
+        assert code == 0, err
+        before, after = minglm.load(folder), minglm.load(run_folder / "model")
+        assert after.config.vocab_size == before.config.vocab_size
+        pairs = zip(minglm.walk(before.params), minglm.walk(after.params), strict=True)
+        assert any((a != b).any() for (_, a), (_, b) in pairs)
+        code, _, err = run(capsys, *common)
+        assert code == 2
+        assert "began with other weights" in err
+    recipe.write_text(Recipe("glm-nano", (replace(stage, sequence_length=300),)).to_toml(), "utf-8")
+    code, _, err = run(capsys, *common[:-1], str(tmp_path / "new"), "--from", folder)
+    assert code == 2
+    assert "sequences of 300 tokens, bytes has a context of 256" in err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """From a recipe to a finished checkpoint: tokenizer, data, training, held-out results, card."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from minglm.evaluate.golden import golden_texts
 from minglm.evaluate.report import as_json, as_markdown, report
 from minglm.formats.checkpoint import write_tensors
 from minglm.formats.files import write_text
-from minglm.model.params import init_params
+from minglm.model.params import init_params, walk_stacked
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.card import card
@@ -92,13 +93,33 @@ def _newest_model(run: Path) -> Model | None:
     return None if newest is None else load(newest)
 
 
+def _check_start(model: Model, recipe: Recipe) -> Tokenizer:
+    if model.tokenizer is None:
+        raise ValueError(f"{model.name} has no tokenizer, so it cannot be trained on text")
+    context, longest = model.config.max_position_embeddings, max(stage.sequence_length for stage in recipe.stages)
+    if longest > context:
+        raise ValueError(f"the recipe has sequences of {longest} tokens, {model.name} has a context of {context}")
+    return model.tokenizer
+
+
+def _note_start(run: Path, start: Model | None) -> None:
+    """Record which weights a run began with; ValueError for a folder whose run began with others."""
+    digest = hashlib.sha256()
+    for _, array in walk_stacked(start.params) if start else ():
+        digest.update(array.tobytes())
+    begin, path = digest.hexdigest() if start else "fresh weights", run / "began_with.txt"
+    if path.exists() and path.read_text("utf-8").strip() != begin:
+        raise ValueError(f"{run} holds a run that began with other weights; give another --run-folder or remove it")
+    run.mkdir(parents=True, exist_ok=True)
+    write_text(path, f"{begin}\n")
+
+
 def _note_files(run: Path, docs: list[Document], packages: Sequence[Package], say: Say) -> None:
     """Record which files the text came from; say so when a resumed run finds others."""
     path, found = run / "training_files.json", file_list(docs)
     if path.exists() and (difference := compare_file_lists(read_file_list(path.read_text("utf-8"))[0], found)):
         say(f"careful: {difference}")
     elif not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
         write_text(path, file_list_text(found, origins(docs, list(packages))))
 
 
@@ -124,12 +145,12 @@ def train_recipe(
         recipe = with_own_data(recipe, {document.domain for document in own})
     used = own or docs
     say(f"{len(used)} documents, {sum(len(d.text.encode()) for d in used) / 1e6:.1f} MB")
+    _note_start(run, start)
     model = _newest_model(run) or start or fresh_model(recipe, [*own, *docs])
-    if model.tokenizer is None:
-        raise ValueError(f"{model.name} has no tokenizer, so it cannot be trained on text")
+    tokenizer = _check_start(model, recipe)
     _note_files(run, used, packages, say)
     say("encoding …")
-    batches = Curriculum(recipe, used, model.tokenizer, model.chat_template or ChatTemplate())
+    batches = Curriculum(recipe, used, tokenizer, model.chat_template or ChatTemplate())
     say(f"{'fresh weights' if newest_checkpoint(run) is None and start is None else 'going on'}: {model}")
     names = ", ".join(f"{stage.name} {stage.steps}" for stage in recipe.stages)
     say(f"steps: {names}; {recipe.tokens / 1e6:.1f} million tokens, {recipe.engine} engine, into {run}")
