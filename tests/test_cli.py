@@ -159,7 +159,7 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
     for data in (chats, texts):
         run_folder = tmp_path / f"run-{data.stem}"
         common = ["train", str(recipe), "--data", str(data), "--run-folder", str(run_folder)]
-        code, out, err = run(capsys, *common, "--from", folder)
+        code, _, err = run(capsys, *common, "--from", folder)
         assert code == 0, err
         before, after = minglm.load(folder), minglm.load(run_folder / "model")
         assert after.config.vocab_size == before.config.vocab_size
