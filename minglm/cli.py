@@ -11,7 +11,7 @@ from typing import Any
 import minglm
 from minglm.api import load
 
-DEFAULT = "glm-tiny"
+DEFAULT = "glm-nano"
 DEMO_PROMPT = "17+25="
 
 
