@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from minglm.api import Model
 
 
+MISREAD = "Questions in other words than the training's few phrases may be misread."
+
+
 def card(model: "Model", recipe: Recipe, folder: Path, results: str, golden: list[Golden]) -> str:
     """The README.md of a shipped checkpoint, every number in it measured or read from the run. `results`: the tables of
     `minglm eval` in Markdown."""
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     examples = "\n".join(f"    {(g.prompt + g.text)!r}" for g in golden[:6])
     longest = max(stage.sequence_length for stage in recipe.stages)
+    talks = any(stage.format == "chat" for stage in recipe.stages)
     return f"""# {folder.name}
 
 {_architecture(model.config)} Stored in bfloat16.
 
-It is a toy, made to be traced, plotted, stepped through and talked to about small sums, not to be used as a language
-model.
+It is a toy, made to be traced, plotted and stepped through{", and to be asked for small sums" if talks else ""}. It is
+not meant to be used as a language model.
 
 ## How it was made
 
@@ -60,9 +64,9 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 - Sequences in training had at most {longest} tokens; `max_position_embeddings` is
   {model.config.max_position_embeddings}, and nothing is promised beyond {longest}.
-- It knows the task formats that it was trained on, a little small talk, and Python; English otherwise hardly, Chinese
-  but for numbers not at all.
-- Questions in other words than the training's few phrases may be misread.
+- It knows the task formats that it was trained on and Python; English otherwise hardly, Chinese but for numbers not at
+  all.
+- {MISREAD if talks else "It was never trained on conversations."}
 
 ## Golden greedy text (tested)
 
