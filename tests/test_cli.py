@@ -147,6 +147,16 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     )
 
 
+def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch, tmp_path):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minglm.train.run.train_recipe", interrupted)
+    code, _, err = run(capsys, "train", "glm-nano", "--run-folder", str(tmp_path / "r"))
+    assert code == 130
+    assert f"saved in {tmp_path / 'r'}; the same command goes on from there" in err
+
+
 def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp_path, capsys):
     """`--from`: its weights, its tokenizer; and a run that began with other weights is not taken up again."""
     chats, texts = tmp_path / "chats.jsonl", tmp_path / "texts.txt"
