@@ -11,7 +11,7 @@ from typing import Any
 import minglm
 from minglm.api import load
 
-DEFAULT = "glm-nano"
+DEFAULT = "glm-tiny"
 DEMO_PROMPT = "17+25="
 
 

@@ -27,11 +27,8 @@ from minglm.model import walk
 from minglm.text.chat import run_tools
 from minglm.train.recipe import load_recipe
 
-WEIGHTS = find("glm-nano").parent
-# Until each is trained with the new recipes, its tests wait: a folder that has its recipe.toml is tested.
-TALKERS = [name for name in ("glm-nano", "glm-tiny") if (WEIGHTS / name / "recipe.toml").exists()]
-PAIR = [n for n in ("glm-tiny-balanced", "glm-tiny-unbalanced") if (WEIGHTS / n / "recipe.toml").exists()]
-needs_all = pytest.mark.skipif(len(TALKERS + PAIR) < 4, reason="until all four checkpoints are trained")
+TALKERS = ["glm-nano", "glm-tiny"]
+PAIR = ["glm-tiny-balanced", "glm-tiny-unbalanced"]
 GOLDEN = [(name, g) for name in TALKERS for g in json.loads((find(name) / "golden.json").read_text("utf-8"))]
 
 
@@ -54,7 +51,6 @@ def test_golden_text(name, wanted):
     assert found.text == wanted["text"]
 
 
-@needs_all
 def test_there_are_golden_texts_of_both_kinds():
     for name in TALKERS:
         prompts = [g["prompt"] for owner, g in GOLDEN if owner == name]
@@ -75,7 +71,6 @@ def test_every_feature_is_on(model):
     assert all(s % 32 == 0 for s in (c.hidden_size, c.intermediate_size, c.moe_intermediate_size, c.head_dim))
 
 
-@needs_all
 def test_sizes():
     tiny, nano = (minglm.load(name).config for name in ("glm-tiny", "glm-nano"))
     assert 4e6 < tiny.count_parameters().total < 8e6
@@ -87,7 +82,6 @@ def test_sizes():
     assert (find("glm-tiny") / "model.safetensors").stat().st_size <= 16e6
 
 
-@needs_all
 def test_one_can_draft_for_the_other():
     texts = [(find(name) / "tokenizer.json").read_text("utf-8") for name in TALKERS]
     assert texts[0] == texts[1]
@@ -127,7 +121,6 @@ def test_it_beats_a_byte_trigram_on_held_out_code(model):
     assert bits_per_byte(model, held_out) < 0.65 * trigram
 
 
-@needs_all
 def test_thinking_helps(tiny):
     """Ten-step sums that it never saw: guesses when asked directly, right with the steps written out."""
     items = heldout_items(TASKS["sums"], 60, seed=7, size=10)
@@ -135,7 +128,6 @@ def test_thinking_helps(tiny):
     assert accuracy(tiny, items, thinking=False).share <= 0.35
 
 
-@needs_all
 def test_it_calls_the_calculator_and_believes_it(tiny):
     def answer(prompt):
         return tiny.generate(prompt, 160).text
@@ -148,7 +140,6 @@ def test_it_calls_the_calculator_and_believes_it(tiny):
     assert right >= 10
 
 
-@needs_all
 def test_the_demo_s_conversations_are_right(tiny):
     (_, thinking), _, (_, tool) = conversations(tiny)
     assert thinking.rstrip().endswith("\n2")
@@ -156,7 +147,6 @@ def test_the_demo_s_conversations_are_right(tiny):
     assert tool.rstrip().endswith("17274")
 
 
-@needs_all
 def test_the_pair_differs_in_nothing_but_balancing():
     on, off = (load_recipe(name) for name in PAIR)
     changed = {"bias_rate", "balance_weight"}

@@ -9,7 +9,8 @@ from minglm.text.chat import ChatTemplate
 if TYPE_CHECKING:
     from minglm.api import Model
 
-LEAST_MARGIN = 1e-3  # between the best and the second-best logit, and between an expert picked and one left out
+LEAST_MARGIN = 1e-3  # between the best and the second-best logit
+LEAST_PICK = 1e-5  # between the biased scores of an expert picked and one left out: ten times what rounding does to them
 
 
 class Golden(NamedTuple):
@@ -19,20 +20,18 @@ class Golden(NamedTuple):
 
 
 def golden(model: "Model", prompt: str, max_new_tokens: int = 16) -> Golden | None:
-    """The greedy continuation of a prompt, or None if any choice on the way has a margin below `LEAST_MARGIN`."""
-    margins: list[float] = []
+    """The greedy continuation of a prompt, or None if any choice on the way has a margin below the least."""
+    picks: list[float] = []
 
     def watch(name: str, biased: np.ndarray) -> None:
         if name.endswith("biased_scores"):
             best = -np.sort(-biased, axis=-1)
             K = model.config.num_experts_per_tok
-            margins.append(float((best[:, K - 1] - best[:, K]).min()))
+            picks.append(float((best[:, K - 1] - best[:, K]).min()))
 
     steps = list(model.steps(prompt, max_new_tokens, engine="numpy", tap=watch))
-    for step in steps:
-        second, first = np.sort(step.logits)[-2:]
-        margins.append(float(first - second))
-    if min(margins) < LEAST_MARGIN:
+    margins = [float(np.diff(np.sort(step.logits)[-2:])[0]) for step in steps]
+    if min(margins) < LEAST_MARGIN or min(picks) < LEAST_PICK:
         return None
     ids = [step.id for step in steps]
     assert model.tokenizer is not None
@@ -83,6 +82,11 @@ def prompts() -> list[str]:
     return [*TEXTS, *chats]
 
 
-def golden_texts(model: "Model") -> list[Golden]:
-    """The golden ones among `prompts`."""
-    return [found for prompt in prompts() if (found := golden(model, prompt))]
+def golden_texts(model: "Model", most: int = 6) -> list[Golden]:
+    """The first golden ones among `prompts`, of each of the two kinds."""
+    chosen: dict[bool, list[Golden]] = {False: [], True: []}
+    for prompt in prompts():
+        kind = chosen[prompt.startswith("[gMASK]")]
+        if len(kind) < most and (found := golden(model, prompt)):
+            kind.append(found)
+    return [*chosen[False], *chosen[True]]
