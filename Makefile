@@ -12,7 +12,7 @@ help:            ## print this help
 
 setup: $(VENV)/.dev  ## make .venv and install minglm with its test and lint tools
 
-demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make demo PROMPT="17+25="
+demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make demo PROMPT="for i in range("
 	@$(PY) -m minglm demo $${MINGLM_PROMPT:+"$$MINGLM_PROMPT"}
 	@echo 'To go on: source $(BIN)/activate, then minglm --help'
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import minglm
-from minglm.api import load
+from minglm.api import find, load
 
 DEFAULT = "glm-tiny"
-DEMO_PROMPT = "17+25="
+DEMO_PROMPT = "[gMASK]<sop><|user|>\n17+25/nothink<|assistant|>\n<think></think>"  # as the chat template asks it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,13 +145,17 @@ def _inspect(given: argparse.Namespace) -> None:
     from minglm.look.describe import architecture, describe
     from minglm.look.tables import table
 
-    if given.model in minglm.PRESETS and given.model != DEFAULT:  # sizes without weights
-        config = minglm.PRESETS[given.model]
+    try:
+        folder = find(given.model)
+    except ValueError:
+        if given.model not in minglm.PRESETS:
+            raise
+        config = minglm.PRESETS[given.model]  # sizes without weights
         counts = config.count_parameters()
         print(table(architecture(config), ("size", "letter", "value")))
         print(f"\n{counts.total:,} parameters, {counts.active:,} active for a token")
         return
-    model = load(given.model)
+    model = load(folder)
     print(describe(model))
     if given.tensors:
         for name, array in minglm.walk(model.params):
