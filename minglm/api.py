@@ -16,10 +16,12 @@ from minglm.model.transformer import head, transformer
 
 if TYPE_CHECKING:
     from minglm.generate.loop import Engine, Result, Step
+    from minglm.generate.speculative import Drafter
     from minglm.look.trace import Trace
     from minglm.text.chat import ChatTemplate
     from minglm.text.tokenizer import StreamDecoder, Tokenizer
 
+MOST_DRAFTS = 32
 UserTap = Callable[[str, Array], Array | None]
 
 
@@ -153,7 +155,9 @@ class Model:
         """Continue a prompt (text or ids [T]); returns ids, text, stop_reason and stats.
 
         Options: temperature (0: greedy), top_k, top_p, min_p, seed, end_ids (default: the config's), tap,
-        engine ("fast": compiled kernels; "numpy": the book), threads (default: as many as pay), draft (0).
+        engine ("fast": compiled kernels; "numpy": the book), threads (default: as many as pay); draft: guess so many
+        tokens ahead with the MTP layer, or with draft_model, a smaller model with the same tokenizer. Drafts make it
+        faster and change nothing else: greedy text stays the same, sampled text keeps its distribution.
 
         Raises ValueError for a tap with the fast engine, whose steps cannot be watched, and for weights that it does
         not read (float64, float16): then take engine="numpy".
@@ -189,17 +193,18 @@ class Model:
         engine: str = "fast",
         threads: int | None = None,
         draft: int = 0,
+        draft_model: "Model | str | Path | None" = None,
     ) -> "Iterator[Step]":
         """The tokens of `generate`, one by one, each with its logits and timing. All checks come before any work."""
         from minglm.generate.loop import check_room, steps
         from minglm.generate.sampling import Sampling
+        from minglm.generate.speculative import speculative_steps
 
         if engine not in ("fast", "numpy"):
             raise ValueError(f"engine = {engine!r} is not there; take 'fast' or 'numpy'")
         if engine == "fast" and tap is not None:
             raise ValueError("the fast engine's steps cannot be tapped; take engine='numpy'")
-        if draft != 0:
-            raise ValueError(f"draft = {draft}: speculative decoding is not in this version; use 0")
+        helper = self._check_draft(draft, draft_model)
         ids = self._prompt_ids(prompt)
         check_room(len(ids), max_new_tokens, self.config.max_position_embeddings)
         how = Sampling(temperature, top_k, top_p, min_p).check()
@@ -208,10 +213,15 @@ class Model:
         ends = list(self.config.eos_token_id if end_ids is None else np.atleast_1d(np.asarray(end_ids)).tolist())
         if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
             raise ValueError(f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1})")
-        chosen = self._engine(engine, len(ids) + max_new_tokens, threads, tap)
-        return steps(chosen, ids, max_new_tokens, how, frozenset(ends), self.usable_tokens, seed)
+        capacity = len(ids) + max_new_tokens
+        chosen = self._engine(engine, capacity, threads, tap, draft + 1)
+        rest = max_new_tokens, how, frozenset(ends), self.usable_tokens
+        if not draft:
+            return steps(chosen, ids, *rest, seed)
+        drafter = self._drafter(engine, capacity, threads, tap, draft, helper)
+        return speculative_steps(chosen, drafter, ids, *rest, draft, seed)
 
-    def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None) -> "Engine":
+    def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None, rows: int = 1) -> "Engine":
         from minglm.generate.loop import NumpyEngine
 
         self._check_cache_memory(1, capacity)
@@ -219,7 +229,41 @@ class Model:
             return NumpyEngine(self, capacity, _checked_tap(tap, self.config))
         from minglm.fast.engine import FastEngine
 
-        return FastEngine(self.params, self.config, capacity, threads)
+        return FastEngine(self.params, self.config, capacity, threads, rows)
+
+    def _drafter(
+        self, name: str, capacity: int, threads: int | None, tap: UserTap | None, draft: int, helper: "Model | None"
+    ) -> "Drafter":
+        from minglm.generate.speculative import ModelDrafter, MtpDrafter, NumpyMtpLayer
+
+        if helper is not None:
+            return ModelDrafter(helper._engine(name, capacity, threads, None))
+        numbers = range(len(self.params.mtp))
+        if name == "numpy":
+            checked = _checked_tap(tap, self.config)
+            return MtpDrafter([NumpyMtpLayer(self, capacity, number, checked) for number in numbers])
+        from minglm.fast.engine import FastMtpLayer
+
+        return MtpDrafter([FastMtpLayer(self.params, self.config, capacity, n, threads) for n in numbers])
+
+    def _check_draft(self, draft: int, draft_model: "Model | str | Path | None") -> "Model | None":
+        """The model that drafts, if it is another one. Raises ValueError for what cannot draft."""
+        if not _is_whole(draft, 0, MOST_DRAFTS):
+            raise ValueError(f"draft = {draft!r} must be a whole number between 0 (no drafts) and {MOST_DRAFTS}")
+        if draft_model is None:
+            if draft and not self.params.mtp:
+                raise ValueError(
+                    f"{self.name} has no multi-token-prediction layer to draft with; give draft_model=, a smaller "
+                    "checkpoint with the same tokenizer"
+                )
+            return None
+        if not draft:
+            raise ValueError("draft_model is given but draft is 0; say how many tokens to draft, such as draft=3")
+        helper = draft_model if isinstance(draft_model, Model) else load(draft_model)
+        ours, theirs = (m.tokenizer.library.to_str() if m.tokenizer else m.config.vocab_size for m in (self, helper))
+        if ours != theirs:
+            raise ValueError(f"{helper.name} has another tokenizer than {self.name}, so its drafts are other tokens")
+        return helper
 
     def new_cache(self, batch: int = 1, capacity: int | None = None) -> KVCache:
         """An empty key/value cache for `forward`; capacity defaults to the model's context."""

@@ -326,6 +326,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the best that reach this probability")
     parser.add_argument("--min-p", type=float, default=0.0, help="leave out tokens below this share of the best")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--draft", type=int, default=0, metavar="N", help="guess N tokens ahead: faster, same text")
+    parser.add_argument("--draft-model", metavar="MODEL", help="who guesses (default: the model's own MTP layer)")
 
 
 def _add_engine(parser: argparse.ArgumentParser, default: str | None = "fast", said: str = "fast") -> None:
@@ -340,7 +342,8 @@ def _engine(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(given, name) for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft", "draft_model")
+    return {name: getattr(given, name) for name in names}
 
 
 def _text_or_file(prompt: str) -> str:

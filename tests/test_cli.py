@@ -55,6 +55,14 @@ def test_generate_prints_the_continuation(folder, capsys):
     assert "tokens/s, fast engine, " in err  # which path ran, beside the text and not in it
 
 
+def test_drafts_change_nothing_but_what_is_told(folder, capsys):
+    plain = run(capsys, "generate", "--model", folder, "ab", "--tokens", "6")
+    for options in (("--draft", "2"), ("--draft", "3", "--draft-model", folder)):
+        code, out, err = run(capsys, "generate", "--model", folder, "ab", "--tokens", "6", *options)
+        assert (code, out) == plain[:2]
+        assert "drafts accepted by depth" in err
+
+
 def test_sampling_options_reach_the_model(folder, capsys):
     options = ("--temperature", "1.5", "--top-k", "9", "--top-p", "0.9", "--min-p", "0.01", "--seed", "3")
     wanted = minglm.load(folder).generate("ab", 9, temperature=1.5, top_k=9, top_p=0.9, min_p=0.01, seed=3).text

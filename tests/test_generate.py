@@ -311,7 +311,7 @@ def refuse(name: str, array: np.ndarray) -> None:
         (PROMPT, -3, {}, r"max_new_tokens = -3 must be"),
         (PROMPT, 2.5, {}, r"max_new_tokens = 2.5 must be a whole number"),
         (PROMPT, 5, {"engine": "torch"}, r"engine = 'torch' is not there; take 'fast' or 'numpy'"),
-        (PROMPT, 5, {"draft": 2}, r"draft = 2: speculative decoding is not in this version; use 0"),
+        (PROMPT, 5, {"draft": -2}, r"draft = -2 must be a whole number between 0 .no drafts. and 32"),
         (PROMPT, 5, {"temperature": -1.0}, r"temperature = -1.0 must be"),
         (PROMPT, 5, {"top_k": -1}, r"top_k = -1 must be"),
         (PROMPT, 5, {"top_p": 0.0}, r"top_p = 0.0 must be"),

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from minglm.api import Model
 
 LEAST_MARGIN = 1e-3  # between the best and the second-best logit
-LEAST_PICK = 1e-5  # between the biased scores of an expert picked and one left out: ten times what rounding does to them
+LEAST_PICK = (
+    1e-5  # between the biased scores of an expert picked and one left out: ten times what rounding does to them
+)
 
 
 class Golden(NamedTuple):

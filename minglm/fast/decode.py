@@ -109,12 +109,21 @@ class Room(NamedTuple):
     own_biased: np.ndarray  # [threads, E]
     own_weights: np.ndarray  # [threads, N, E + 1] combine weights, or NOT_PICKED; the last, the shared expert's, is 1
     own_picks: np.ndarray  # int64 [threads, K]
+    picks: np.ndarray  # int64 [L, N, K] for who wants to know; −1 in dense layers
     own_picked: np.ndarray  # int64 [threads, E + 1] the experts that somebody picked, in order
     gate: np.ndarray  # [(picked + 1) · N, F] and after the activation: hidden
     up: np.ndarray
     y: np.ndarray  # [N, D] what the experts answer
     hidden: np.ndarray  # [N, D] after the final norm
     logits: np.ndarray  # [N, V]
+
+
+class Entry(NamedTuple):
+    """What an MTP layer has before its decoder layer."""
+
+    weights: np.ndarray  # int64 [3] enorm, hnorm, eh_proj
+    hidden: np.ndarray  # [N, D] the states that come in
+    joined: np.ndarray  # [N, 2·D]
 
 
 # -- the step ----------------------------------------------------------------------------------------------------
@@ -127,29 +136,47 @@ def step(rank, threads, words, sizes, weights, tokens, cache, room):
     begin(rank, threads, sizes, weights, tokens, cache, room)
     barrier(words, threads)
     for layer in range(sizes.layers):
-        # attention.py: 1. project, 2. norm, 3. rotate, 4. remember
-        project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
-        barrier(words, threads)
-        # 5. attend
-        attend(rank, threads, layer, sizes, tokens, cache, room)
-        barrier(words, threads)
-        join_heads(rank, threads, sizes, tokens, room)
-        barrier(words, threads)
-        # 6. project back, and layer.py: add to the residual stream
-        project_back(rank, threads, layer, sizes, weights, tokens, room)
-        barrier(words, threads)
-        # layer.py: norm; experts.py: 1. router, 2. routed experts with 3. the shared expert, or the dense MLP
-        enter_mlp(rank, layer, sizes, weights, tokens, room)
-        picked = 0
-        if layer >= sizes.dense_layers:
-            score_experts(rank, threads, layer, sizes, weights, tokens, room)
-            barrier(words, threads)
-            picked = pick_experts(rank, layer, sizes, weights, tokens, room)
-        expand(rank, threads, layer, picked, sizes, weights, tokens, room)
-        barrier(words, threads)
-        contract(rank, threads, layer, picked, sizes, weights, tokens, room)
-        barrier(words, threads)
+        decoder_layer(rank, threads, words, layer, sizes, weights, tokens, cache, room)
     finish(rank, threads, sizes, weights, tokens, room)
+
+
+@parallel
+def draft_step(rank, threads, words, sizes, weights, tokens, cache, room, entry):
+    """One rank's part in taking states and the tokens after them through an MTP layer, as `minglm.model.mtp` does."""
+    begin(rank, threads, sizes, weights, tokens, cache, room)
+    join(rank, threads, sizes, tokens, room, entry)
+    barrier(words, threads)
+    project_joined(rank, threads, sizes, weights, tokens, room, entry)
+    barrier(words, threads)
+    decoder_layer(rank, threads, words, 0, sizes, weights, tokens, cache, room)
+    finish(rank, threads, sizes, weights, tokens, room)
+
+
+@stage
+def decoder_layer(rank, threads, words, layer, sizes, weights, tokens, cache, room):
+    """One layer, as `minglm.model.layer` does it."""
+    # attention.py: 1. project, 2. norm, 3. rotate, 4. remember
+    project_heads(rank, threads, layer, sizes, weights, tokens, cache, room)
+    barrier(words, threads)
+    # 5. attend
+    attend(rank, threads, layer, sizes, tokens, cache, room)
+    barrier(words, threads)
+    join_heads(rank, threads, sizes, tokens, room)
+    barrier(words, threads)
+    # 6. project back, and layer.py: add to the residual stream
+    project_back(rank, threads, layer, sizes, weights, tokens, room)
+    barrier(words, threads)
+    # layer.py: norm; experts.py: 1. router, 2. routed experts with 3. the shared expert, or the dense MLP
+    enter_mlp(rank, layer, sizes, weights, tokens, room)
+    picked = 0
+    if layer >= sizes.dense_layers:
+        score_experts(rank, threads, layer, sizes, weights, tokens, room)
+        barrier(words, threads)
+        picked = pick_experts(rank, layer, sizes, weights, tokens, room)
+    expand(rank, threads, layer, picked, sizes, weights, tokens, room)
+    barrier(words, threads)
+    contract(rank, threads, layer, picked, sizes, weights, tokens, room)
+    barrier(words, threads)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------
@@ -168,6 +195,25 @@ def begin(rank, threads, sizes, weights, tokens, cache, room):
             position += tokens.segments[n] >= 0 and cache.segments[b, s] == tokens.segments[n]
         room.positions[n] = position
         room.firsts[n] = first_key(cache.segments, b, tokens.slots[n], tokens.segments[n])
+
+
+@inlined
+def join(rank, threads, sizes, tokens, room, entry):
+    """[norm(embedding), norm(state)] of the rows that this rank looked up in `begin`."""
+    start, stop = share(rank, threads, tokens.N[0])
+    for n in range(start, stop):
+        normalise_row(room.x, n, vector(entry.weights[0], sizes.D), sizes.eps, entry.joined, n)
+        normalise_row(entry.hidden, n, vector(entry.weights[1], sizes.D), sizes.eps, entry.joined[:, sizes.D :], n)
+
+
+@inlined
+def project_joined(rank, threads, sizes, weights, tokens, room, entry):
+    """The residual stream begins with eh_proj(joined)."""
+    weight = matrix(entry.weights[2], sizes.D, 2 * sizes.D, weights.kind)
+    start, stop = share(rank, threads, sizes.D)
+    for i in range(start, stop):
+        for n in range(tokens.N[0]):
+            room.x[n, i] = dot(weight, i, entry.joined, n)
 
 
 @stage
@@ -278,6 +324,9 @@ def pick_experts(rank, layer, sizes, weights, tokens, room):
             room.router_scores[n], bias, sizes.groups, sizes.open_groups, sizes.normalise, sizes.factor,
             room.own_biased[rank], room.own_weights[rank, n, : sizes.E], room.own_picks[rank],
         )  # fmt: skip
+        if rank == 0:
+            for k in range(len(room.own_picks[rank])):
+                room.picks[layer, n, k] = room.own_picks[rank, k]
     picked = 0
     for e in range(sizes.E):
         for n in range(tokens.N[0]):

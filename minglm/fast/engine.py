@@ -7,13 +7,14 @@ import numpy as np
 
 from minglm.config import Config
 from minglm.fast import decode
-from minglm.fast.decode import Cache, Room, Sizes, Tokens, Weights, step
+from minglm.fast.decode import Cache, Entry, Room, Sizes, Tokens, Weights, draft_step, step
 from minglm.fast.jit import DISABLE_JIT
 from minglm.fast.kernels import CHUNK, NOT_PICKED
 from minglm.fast.ops import shared_ops
 from minglm.fast.team import team, thread_count
 from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
+from minglm.model.mtp import mtp_embedding_weight, mtp_head_weight, mtp_states
 from minglm.model.ops import Array
 from minglm.model.params import Layer, Moe, Params, expert, shapes, walk_stacked
 from minglm.model.rope import rotation
@@ -43,32 +44,36 @@ def sizes_of(config: Config) -> Sizes:
 
 
 class AddressBook:
-    """Addresses of a model's weights, and the arrays that must stay alive as long as they are used.
+    """Addresses of the weights of some layers and of what stands around them, and the arrays that must stay alive as
+    long as they are used.
 
     Matrices stay where they are. Vectors (norms, biases), which are small, are copied to float32.
     """
 
-    def __init__(self, params: Params, config: Config):
-        stored = params.norm.weight.dtype
+    def __init__(self, layers: Sequence[Layer], embedding: Array, norm: Array, head: Array, config: Config):
+        stored = norm.dtype
         if stored.name not in ("float32", "bfloat16") or not stored.isnative:
             kind = stored.name if stored.isnative else f"{stored.name} of another byte order"
             raise ValueError(
                 f"the fast engine reads float32 and bfloat16 weights, these are {kind}; use engine='numpy'"
             )
-        found, wanted = ({name for name, _ in walk_stacked(p._replace(mtp=()))} for p in (params, shapes(config)))
-        if found != wanted:
-            raise ValueError(f"weights and config are of different models: {', '.join(sorted(found ^ wanted)[:4])}")
         self._stored = stored
         self._kept: list[Array] = []
         self._no_bias = np.zeros(config.num_attention_heads * config.head_dim, np.float32)
         self._config = config
-        L, E, D, V = config.num_hidden_layers, config.n_routed_experts, config.hidden_size, config.vocab_size
+        L, E, D, V = len(layers), config.n_routed_experts, config.hidden_size, config.vocab_size
         self.layers = np.zeros((L, decode.COLUMNS), np.int64)
         self.experts = np.zeros((L, E, 3), np.int64)
-        for i, layer in enumerate(params.layers):
+        for i, layer in enumerate(layers):
             self._enter(i, layer)
-        ends = params.embed_tokens.weight, params.norm.weight, head_weight(params)
-        self.ends = np.array([self.matrix(ends[0], V, D), self.vector(ends[1], D), self.matrix(ends[2], V, D)])
+        self.ends = np.array([self.matrix(embedding, V, D), self.vector(norm, D), self.matrix(head, V, D)])
+
+    @classmethod
+    def of_trunk(cls, params: Params, config: Config) -> "AddressBook":
+        found, wanted = ({name for name, _ in walk_stacked(p._replace(mtp=()))} for p in (params, shapes(config)))
+        if found != wanted:
+            raise ValueError(f"weights and config are of different models: {', '.join(sorted(found ^ wanted)[:4])}")
+        return cls(params.layers, params.embed_tokens.weight, params.norm.weight, head_weight(params), config)
 
     def weights(self) -> Weights:
         kind = np.zeros(0, np.float32 if self._stored == np.float32 else np.uint16)
@@ -130,51 +135,67 @@ PROMPT = 2048  # tokens of a long one that go through the book's functions toget
 class FastEngine:
     """One sequence through the kernels: what `Model.generate` runs on by default."""
 
-    def __init__(self, params: Params, config: Config, capacity: int, threads: int | None = None):
-        """Raises ValueError for weights that are not float32 or bfloat16, or not contiguous."""
+    def __init__(self, params: Params, config: Config, capacity: int, threads: int | None = None, rows: int = 1):
+        """`rows`: the most tokens of a `feed_each`. Raises ValueError for weights that are not float32 or
+        bfloat16, or not contiguous."""
         threads = thread_count(threads, config)
         self.name = "fast engine, JIT off" if DISABLE_JIT else f"fast engine, {threads} thread" + "s" * (threads > 1)
         self._params, self._config, self._threads = params, config, threads
-        self._decoder = Decoder(params, config, PIECE, threads)
+        self._decoder = Decoder(params, config, max(rows, PIECE), threads)
         self._cache = KVCache(config, capacity=capacity)
+        self.hidden = np.zeros((0, config.hidden_size), np.float32)
 
     def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
         """Continue the sequence; logits after the last token."""
+        states = []
         if len(ids) > 2 * PIECE:
             ops = shared_ops(self._threads)
             with ops.session():
                 for start in range(0, len(ids) - 1, PROMPT):
                     piece = np.array([ids[start : min(start + PROMPT, len(ids) - 1)]], np.int64)
-                    transformer(piece, self._params, self._config, self._cache, ops=ops)
+                    hidden, _ = transformer(piece, self._params, self._config, self._cache, ops=ops)
+                    states.append(hidden[0])
             ids = ids[-1:]
         for start in range(0, len(ids), PIECE):
-            piece = np.array([ids[start : start + PIECE]], np.int64)
-            logits = self._decoder.step(piece, self._cache, np.zeros_like(piece), last_only=True)
-        return logits[0, -1]
+            logits = self._step(ids[start : start + PIECE], last_only=True)
+            states.append(self._decoder.hidden)
+        self.hidden = states[0] if len(states) == 1 else np.concatenate(states)
+        return logits[-1]
+
+    def feed_each(self, ids: Sequence[int]) -> Array:  # -> [T, V], used again by the next call
+        """The same for a few tokens; logits after each."""
+        logits = self._step(ids, last_only=False)
+        self.hidden = self._decoder.hidden
+        return logits
+
+    def _step(self, ids: Sequence[int], last_only: bool) -> Array:
+        piece = np.array([ids], np.int64)
+        return self._decoder.step(piece, self._cache, np.zeros_like(piece), last_only)[0]
+
+    def truncate(self, length: int) -> None:
+        self._cache.truncate(length)
+
+    def picks(self) -> Array:  # -> int [T, layer, K]
+        return self._decoder.picks
 
 
-class Decoder:
-    """Takes a few tokens at a time through a model, continuing the rows of a `KVCache`."""
+class Steps:
+    """What takes a few tokens at a time through the layers of an `AddressBook`, continuing the rows of a `KVCache`."""
 
-    def __init__(self, params: Params, config: Config, rows: int = 1, threads: int | None = None):
-        """`rows`: the most tokens of one step, over all sequences. Raises ValueError for weights of other dtypes."""
+    def __init__(self, book: AddressBook, sizes: Sizes, config: Config, rows: int, threads: int | None):
+        """`rows`: the most tokens of one step, over all sequences."""
         self.config = config
-        self._book = AddressBook(params, config)
-        self._sizes, self._weights = sizes_of(config), self._book.weights()
+        self._book, self._sizes, self._weights = book, sizes, book.weights()
         self._team = team(thread_count(threads, config))
         self._rows = rows
         ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
         self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
         self._cache: KVCache | None = None
 
-    def step(
-        self, ids: Array, cache: KVCache, segments: Array | None = None, last_only: bool = False
-    ) -> Array:  # [B, T] -> [B, T, V]
-        """Logits of these tokens, which continue the rows of the cache; `last_only` leaves out all but each row's
-        last. The array is used again by the next step. Who calls has checked the ids.
-
-        `segments` as in `make_layout`. Raises ValueError, and changes nothing, if the cache does not fit.
-        """
+    def run(
+        self, kernel: Any, ids: Array, cache: KVCache, segments: Array | None, last_only: bool, *more: Any
+    ) -> Array:  # [B, T] -> [B, T, V], used again by the next step
+        """Run a kernel of `minglm.fast.decode` on these tokens; `more` are its arguments after the `Room`."""
         B, T = ids.shape
         with self._team.lock:
             if cache is not self._cache:
@@ -193,26 +214,113 @@ class Decoder:
             tokens.wanted[:N] = not last_only
             tokens.wanted[T - 1 : N : T] = True
             cache.segments[np.arange(B)[:, None], slots] = segments
-            self._team.run(step, *self._state)
+            self._team.run(kernel, *self._state, *more)
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
 
+    @property
+    def hidden(self) -> Array:  # [N, D]
+        """The last step's states after the final norm; a copy."""
+        return self._room.hidden[: self._tokens.N[0]].copy()
+
+    @property
+    def picks(self) -> Array:  # int [N, layer, K]
+        """The experts that the last step's tokens picked, −1 in dense layers."""
+        return self._room.picks[:, : self._tokens.N[0]].swapaxes(0, 1).copy()
+
     def _use(self, cache: KVCache) -> None:
         c, rows, threads = self.config, self._rows, self._team.threads
-        wanted = (c.num_hidden_layers, cache.batch, cache.capacity, c.num_key_value_heads, c.head_dim)
+        wanted = (self._sizes.layers, cache.batch, cache.capacity, c.num_key_value_heads, c.head_dim)
         if cache.k.shape != wanted or cache.k.dtype != np.float32:
             raise ValueError(
                 f"the fast engine wants a float32 cache of shape {list(wanted)} for this model, "
                 f"got {cache.k.dtype.name} {list(cache.k.shape)}"
             )
         cos, sin = rotation(np.arange(cache.capacity)[None], c, np.float32)
-        self._room = _room(c, rows, threads, cache.capacity)
+        self._room = _room(c, self._sizes.layers, rows, threads, cache.capacity)
         arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
         self._state: Any = (self._sizes, self._weights, self._tokens, arrays, self._room)
         self._cache = cache
 
 
-def _room(c: Config, N: int, threads: int, capacity: int) -> Room:
+class Decoder(Steps):
+    """Takes a few tokens at a time through a whole model."""
+
+    def __init__(self, params: Params, config: Config, rows: int = 1, threads: int | None = None):
+        """`rows`: the most tokens of one step, over all sequences. Raises ValueError for weights of other dtypes."""
+        super().__init__(AddressBook.of_trunk(params, config), sizes_of(config), config, rows, threads)
+
+    def step(
+        self, ids: Array, cache: KVCache, segments: Array | None = None, last_only: bool = False
+    ) -> Array:  # [B, T] -> [B, T, V]
+        """Logits of these tokens, which continue the rows of the cache; `last_only` leaves out all but each row's
+        last. The array is used again by the next step. Who calls has checked the ids.
+
+        `segments` as in `make_layout`. Raises ValueError, and changes nothing, if the cache does not fit.
+        """
+        return self.run(step, ids, cache, segments, last_only)
+
+
+class MtpDecoder(Steps):
+    """Takes a few rows at a time through a multi-token-prediction layer: `mtp_step` of the book in one kernel."""
+
+    def __init__(self, params: Params, config: Config, number: int = 0, rows: int = 1, threads: int | None = None):
+        """`number`: which MTP layer. Raises ValueError for weights of other dtypes."""
+        mtp, D = params.mtp[number], config.hidden_size
+        embedding, head = mtp_embedding_weight(params, mtp), mtp_head_weight(params, mtp)
+        book = AddressBook([mtp.block], embedding, mtp.shared_head.norm.weight, head, config)
+        super().__init__(book, sizes_of(config)._replace(layers=1, dense_layers=0), config, rows, threads)
+        self._entry = Entry(
+            np.array([book.vector(mtp.enorm.weight, D), book.vector(mtp.hnorm.weight, D),
+                      book.matrix(mtp.eh_proj.weight, D, 2 * D)]),
+            np.zeros((rows, D), np.float32),
+            np.zeros((rows, 2 * D), np.float32),
+        )  # fmt: skip
+
+    def step(self, hidden: Array, next_ids: Array, cache: KVCache) -> tuple[Array, Array]:
+        """States [T, D] and the tokens after them, int [T], continue the one row of the cache. Returns the logits
+        after the last, [V], used again by the next step, and what a further depth gets as states, [T, D]."""
+        with self._team.lock:
+            self._entry.hidden[: len(hidden)] = hidden
+            ids = next_ids[None]
+            logits = self.run(draft_step, ids, cache, np.zeros_like(ids), True, self._entry)
+            return logits[0, -1], self.hidden
+
+
+class FastMtpLayer:
+    """An MTP layer with its cache, for `minglm.generate.speculative.MtpDrafter`."""
+
+    def __init__(self, params: Params, config: Config, capacity: int, number: int = 0, threads: int | None = None):
+        self._params, self._config, self._number, self._threads = params, config, number, threads
+        self._decoder = MtpDecoder(params, config, number, PIECE, threads)
+        self._cache = KVCache(config, capacity=capacity, layers=1)
+
+    @property
+    def length(self) -> int:
+        return int(self._cache.length[0])
+
+    def feed(self, hidden: Array, next_ids: Sequence[int]) -> tuple[Array, Array]:  # [T, D] -> [V], [T, D]
+        """Continue by these rows; logits after the last, and the outputs after shared_head.norm."""
+        ids, outputs = np.asarray(next_ids, np.int64), []
+        if len(ids) > 2 * PIECE:
+            ops = shared_ops(thread_count(self._threads, self._config))
+            with ops.session():
+                for start in range(0, len(ids) - 1, PROMPT):
+                    part = slice(start, min(start + PROMPT, len(ids) - 1))
+                    rows = hidden[None, part], ids[None, part]
+                    outputs.append(mtp_states(*rows, self._params, self._config, self._cache, self._number, ops=ops)[0])
+            hidden, ids = hidden[-1:], ids[-1:]
+        for start in range(0, len(ids), PIECE):
+            part = slice(start, start + PIECE)
+            logits, normed = self._decoder.step(hidden[part], ids[part], self._cache)
+            outputs.append(normed)
+        return logits, np.concatenate(outputs)
+
+    def truncate(self, length: int) -> None:
+        self._cache.truncate(length)
+
+
+def _room(c: Config, layers: int, N: int, threads: int, capacity: int) -> Room:
     D, H, d, E = c.hidden_size, c.num_attention_heads, c.head_dim, c.n_routed_experts
     F = max(c.moe_intermediate_size, c.shared_intermediate_size, c.intermediate_size)
     picked = min(N * c.num_experts_per_tok, E)
@@ -236,6 +344,7 @@ def _room(c: Config, N: int, threads: int, capacity: int) -> Room:
         own_biased=floats(threads, E),
         own_weights=own_weights,
         own_picks=np.zeros((threads, c.num_experts_per_tok), np.int64),
+        picks=np.full((layers, N, c.num_experts_per_tok), -1),
         own_picked=np.zeros((threads, E + 1), np.int64),
         gate=floats((picked + 1) * N, F),
         up=floats((picked + 1) * N, F),

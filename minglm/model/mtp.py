@@ -225,9 +225,26 @@ def mtp_step(
     row for each token. To draft one token further, the second result goes in again as `hidden`: to the next layer, or
     to the same one where there is only one, as in GLM-4.5.
     """
+    normed = mtp_states(hidden, next_ids, params, config, cache, number, segments, tap, ops)
+    weight = mtp_head_weight(params, params.mtp[number])
+    return ops.linear(normed, weight.astype(hidden.dtype, copy=False)), normed
+
+
+def mtp_states(
+    hidden: Array,
+    next_ids: Array,
+    params: Params,
+    config: Config,
+    cache: KVCache,
+    number: int = 0,
+    segments: Array | None = None,
+    tap: Tap = no_tap,
+    ops: Ops = numpy_ops,
+) -> Array:  # [B, T, D], int [B, T] -> [B, T, D]
+    """The second result of `mtp_step` alone: enough for the rows of a prompt, whose logits nobody asks for."""
     mtp = getattr(ops, "in_compute_dtype", in_compute_dtype)(params.mtp[number], params.norm.weight.dtype, hidden.dtype)
     layout = make_layout(next_ids.shape, config, hidden.dtype, cache, segments=segments)
     table = mtp_embedding_weight(params, mtp)
     normed, _ = mtp_layer(hidden, next_ids, mtp, table, config, layout, cache, 0, tap, ops)
     cache.advance(layout.sight.segments)
-    return ops.linear(normed, mtp_head_weight(params, mtp).astype(hidden.dtype, copy=False)), normed
+    return normed
