@@ -1,6 +1,7 @@
 """The face of the package: `load`, `new`, and the `Model` they return."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -296,10 +297,10 @@ class Model:
 
     def astype(self, dtype: Any) -> "Model":
         """The same model with its weights stored as `dtype`."""
-        from minglm.formats.checkpoint import as_dtype, cast
+        from minglm.formats.storage import as_storage, cast
 
-        kind = as_dtype(dtype)
-        params = map_arrays(lambda name, array: cast(name, array, kind).copy(), self.params)
+        storage = as_storage(dtype)
+        params = map_arrays(lambda name, array: copy(cast(name, array, storage)), self.params)
         return Model(self.config, params, self.tokenizer, self.chat_template, self.name)
 
     # -- checking what comes in ------------------------------------------------------------------------------
@@ -411,8 +412,8 @@ def load(name: str | Path, dtype: Any = "float32") -> Model:
 
 def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:
     """A model with fresh weights, initialised as GLM-4.5's were. `config`: a Config or the name of a preset."""
-    from minglm.formats.checkpoint import as_dtype
     from minglm.formats.memory import check_memory, sizes_by_mode
+    from minglm.formats.storage import as_dtype
 
     name = "model"
     if not isinstance(config, Config):

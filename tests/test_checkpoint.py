@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from minglm.config import PRESETS, Config
-from minglm.formats import checkpoint
-from minglm.formats.checkpoint import DTYPES, as_dtype, load_checkpoint, save_checkpoint, stored_dtype
+from minglm.formats import tensors as tensor_files
+from minglm.formats.checkpoint import load_checkpoint, save_checkpoint
+from minglm.formats.storage import DTYPES, as_dtype, stored_dtype
 from minglm.model.params import Params, map_arrays, walk
 from minglm.model.router import router
 from minglm.model.transformer import transformer
@@ -475,7 +476,7 @@ class Trap:
 
     def __init__(self, monkeypatch, left: int, error: BaseException):
         self.left, self.error, self.failed = left, error, ()
-        places = [(os, "replace"), (os, "fsync"), (checkpoint, "save_file"), (Path, "unlink"), (Path, "write_text")]
+        places = [(os, "replace"), (os, "fsync"), (tensor_files, "save_file"), (Path, "unlink"), (Path, "write_text")]
         for owner, name in places:
             monkeypatch.setattr(owner, name, self._trapped(name, getattr(owner, name)))
 
@@ -579,7 +580,7 @@ def test_a_full_disk_is_an_os_error_that_says_what_is_still_there(tmp_path, monk
     def full(*args, **kwargs) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensor_files, "save_file", full)
     with pytest.raises(OSError, match=r"could not be written, what was there still is: .*No space left"):
         save_checkpoint(tmp_path, MICRO, random_params())
     assert not list(tmp_path.iterdir())

@@ -225,10 +225,10 @@ def test_results_are_not_overwritten_by_the_next_call():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_prefill_fills_the_cache_as_the_book_does(dtype):
-    from minglm.formats.checkpoint import cast
+    from minglm.formats.storage import as_storage, cast
     from minglm.model.params import map_arrays
 
-    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+    kind = as_storage(dtype)
     params = map_arrays(lambda n, a: cast(n, a, kind), random_params(MICRO, 0, np.float32))
     caches = KVCache(MICRO, 2, 30), KVCache(MICRO, 2, 30)
     segments = np.array([[-1] * 4 + [0] * 16, [0] * 9 + [1] * 11])

@@ -9,7 +9,7 @@ import pytest
 from minglm.api import Model
 from minglm.fast.ops import FastOps
 from minglm.fast.team import cores
-from minglm.formats.checkpoint import write_tensors
+from minglm.formats.tensors import write_tensors
 from minglm.model.loss import loss_and_grads, shift_targets
 from minglm.model.params import map_arrays, walk_stacked
 from minglm.train import muon

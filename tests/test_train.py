@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minglm.formats.checkpoint.save_file", full)
+    monkeypatch.setattr("minglm.formats.tensors.save_file", full)
     with pytest.raises(OSError, match="No space"):
         train(model, RECIPE, Batches(), tmp_path, progress=False)
     monkeypatch.undo()

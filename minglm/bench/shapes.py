@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minglm.config import Config
-from minglm.formats.checkpoint import as_dtype, save_checkpoint, stored_dtype
+from minglm.formats.checkpoint import save_checkpoint
+from minglm.formats.storage import as_dtype, stored_dtype
 from minglm.model.ops import Array
 from minglm.model.params import Params, build, is_norm
 

@@ -11,88 +11,61 @@ import re
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # before any safetensors file is opened: it teaches NumPy the name "bfloat16"
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from minglm.config import Config
 from minglm.formats.memory import check_memory, sizes_by_mode
+from minglm.formats.smallfloats import SmallFloats, disk_tensors, quantization_config
+from minglm.formats.sources import find_sources, some
+from minglm.formats.storage import Storage, as_storage, cast
+from minglm.formats.tensors import TensorFile, write_tensors
 from minglm.model.ops import Array
 from minglm.model.params import Params, build, shapes, walk, walk_stacked
 
-DTYPES = {
-    "float64": np.dtype(np.float64),
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-_FILE_DTYPES = {"F64", "F32", "F16", "BF16"}
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MARK = "[0-9a-f]" * 8  # in the names of temporary files
-
-
-def as_dtype(dtype: Any) -> np.dtype:
-    """One of `DTYPES`, from its name or anything NumPy takes for it. Raises ValueError for others."""
-    name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} cannot hold weights here; take one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def stored_dtype(name: str, dtype: np.dtype) -> np.dtype:
-    """The dtype a tensor is kept in: the selection bias never below float32.
-
-    Trained biases lie close together; bfloat16 would merge most of them and send tokens to other experts.
-    """
-    return np.promote_types(dtype, np.float32) if name.endswith("e_score_correction_bias") else dtype
-
-
-def cast(name: str, array: Array, dtype: np.dtype) -> Array:
-    """A tensor as it is stored in `dtype`. Raises ValueError for finite numbers that are too large for it."""
-    with np.errstate(over="ignore"):
-        stored = array.astype(stored_dtype(name, dtype), copy=False)
-    if stored.dtype.itemsize < array.dtype.itemsize and (np.isfinite(array) & ~np.isfinite(stored)).any():
-        raise ValueError(f"{name} holds numbers too large for {dtype.name}; take bfloat16 or float32")
-    return stored
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
 def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config, Params]:
-    """Read a folder. `dtype` is how the weights are kept in memory; see `as_dtype`.
+    """Read a folder. `dtype` is how the weights are kept in memory; see `storage.as_storage`.
 
     Three layouts of the multi-token-prediction layers are known: with their own embedding and head (GLM-4.5), without
     (GLM-4.6 and later: the main ones serve), and no such layer at all, whatever the config says.
 
     Raises ValueError with one list of everything that is missing, unexpected or of another shape or kind.
     """
-    folder, wanted_dtype = Path(folder), as_dtype(dtype)
+    folder, storage = Path(folder), as_storage(dtype)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
     with _open_files(folder) as found:
         config = _config_of(folder)
         config, own_ends = _mtp_layout(config, found.keys(), folder)
         _check_count(config, len(found), folder)
-        _check(found, {n: a.shape for n, a in walk(shapes(config, own_ends))}, folder)
-        count = sum(array.size for _, array in walk_stacked(shapes(config, own_ends)))
+        wanted = shapes(config, own_ends)
+        sources = find_sources(found, {n: a.shape for n, a in walk(wanted)}, folder)
+        count = sum(array.size for _, array in walk_stacked(wanted))
         check_memory(
             f"{folder}: {count:,} parameters: {sizes_by_mode(count)}",
-            count * wanted_dtype.itemsize,
-            "take a smaller model" if wanted_dtype.itemsize == 2 else "load with dtype='bfloat16', or a smaller model",
+            sum(storage.bytes_of(name, array.shape) for name, array in walk_stacked(wanted)),
+            "take a smaller model"
+            if storage.rest.itemsize == 2
+            else "load with dtype='bfloat16', 'fp8' or 'mxfp4', or a smaller model",
         )
         not_finite: list[str] = []
 
-        def read(name: str, shape: tuple[int, ...]) -> Array:
-            out = np.empty(shape, stored_dtype(name, wanted_dtype))
+        def read(name: str, shape: tuple[int, ...]) -> Any:
+            first = sources[name.replace("*", "0")]
+            out = first.storage(storage).empty(name, shape)
             for part, disk_name in _disk_parts(name, out):
-                part[...] = found[disk_name].get_tensor(disk_name)
-                if not np.isfinite(part).all():
+                if not sources[disk_name].fill(part):
                     not_finite.append(disk_name)
             return out
 
@@ -101,7 +74,7 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{folder}: cannot read the weights: {error}; copy the files again") from error
     if not_finite:
-        warnings.warn(f"{folder}: NaN or infinity in {_some(not_finite)}", stacklevel=2)
+        warnings.warn(f"{folder}: NaN or infinity in {some(not_finite)}", stacklevel=2)
     return config, params
 
 
@@ -146,16 +119,13 @@ def _mtp_layout(config: Config, names: Any, folder: Path) -> tuple[Config, bool]
 
 
 @contextmanager
-def _open_files(folder: Path) -> Iterator[dict[str, Any]]:
+def _open_files(folder: Path) -> Iterator[dict[str, TensorFile]]:
     """Tensor name -> the open file that holds it."""
-    found: dict[str, Any] = {}
+    found: dict[str, TensorFile] = {}
     with ExitStack() as files:
         for path in _weight_files(folder):
-            try:
-                file = files.enter_context(safe_open(path, framework="np"))
-                found.update(dict.fromkeys(file.keys(), file))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: cannot read it: {error}; damaged or cut short? Copy it again") from error
+            file = files.enter_context(closing(TensorFile(path)))
+            found.update(dict.fromkeys(file.entries, file))
         yield found
 
 
@@ -172,7 +142,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ValueError(f"{index}: wanted a JSON object with a 'weight_map' of tensor to file names") from error
     missing = [path.name for path in paths if not path.exists()]
     if missing:
-        raise ValueError(f"{folder}: {_some(missing)} named in {_INDEX} but not there; copy the rest of the files")
+        raise ValueError(f"{folder}: {some(missing)} named in {_INDEX} but not there; copy the rest of the files")
     return paths
 
 
@@ -182,31 +152,6 @@ def _check_count(config: Config, found: int, folder: Path) -> None:
     least = layers + (config.n_routed_experts if config.is_moe(layers - 1) else 0)
     if least > found + 10**5:
         raise ValueError(f"{folder}: config.json asks for more than {least:,} tensors, the files hold {found:,}")
-
-
-def _check(found: dict[str, Any], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
-    problems = [f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    for name, file in found.items():
-        part = file.get_slice(name)
-        shape, kind = tuple(part.get_shape()), part.get_dtype()
-        if 0 in shape:
-            continue  # transformers writes empty tensors where there are no shared experts
-        if name not in expected:
-            problems.append(f"unexpected: {name} {list(shape)}")
-        elif shape != expected[name]:
-            problems.append(f"wrong shape: {name} is {list(shape)}, wanted {list(expected[name])}")
-        elif kind not in _FILE_DTYPES:
-            problems.append(f"wrong dtype: {name} is {kind}, wanted one of {', '.join(sorted(_FILE_DTYPES))}")
-    if problems:
-        listing = "\n  ".join(problems)
-        raise ValueError(
-            f"{folder}: {len(problems)} tensors do not fit config.json; "
-            f"compare its sizes and num_nextn_predict_layers with the files:\n  {listing}"
-        )
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -221,14 +166,10 @@ def save_checkpoint(
     valid ones: whoever is killed before it leaves the old checkpoint, a full disk does so too (OSError). A config that
     differs follows in a second rename; `load_checkpoint` knows what to do when it is missed.
     """
-    folder, kind = Path(folder), as_dtype(dtype)
+    folder, storage = Path(folder), as_storage(dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: np.ascontiguousarray(cast(name, array, kind))  # safetensors 0.8 garbles transposed views
-        for name, array in walk(params)
-    }
-    shards = _split(tensors, max_shard_bytes)
-    text = _restated(config, kind).to_json()
+    shards = _split(dict(_disk_tensors(params, storage)), max_shard_bytes)
+    text = _restated(config, storage).to_json()
     mark = uuid.uuid4().hex[:8]
     final, ready, waiting = _SINGLE if len(shards) == 1 else _INDEX, folder / f"model-{mark}.tmp", None
     try:
@@ -251,9 +192,21 @@ def save_checkpoint(
     _remove_others(folder, final, mark)
 
 
-def _restated(config: Config, kind: np.dtype) -> Config:
-    """Where the config says how many bits the weights have, it must say what is written now: transformers obeys it."""
-    return config.replace(extra={k: kind.name if k in ("dtype", "torch_dtype") else v for k, v in config.extra.items()})
+def _disk_tensors(params: Params, storage: Storage) -> Iterator[tuple[str, Array]]:
+    for name, array in walk(params):
+        stored = cast(name, array, storage)
+        parts = disk_tensors(name, stored) if isinstance(stored, SmallFloats) else [(name, stored)]
+        for part_name, part in parts:
+            yield part_name, np.ascontiguousarray(part)  # safetensors 0.8 garbles transposed views
+
+
+def _restated(config: Config, storage: Storage) -> Config:
+    """Where the config says how the weights are stored, it must say what is written now: transformers obeys it."""
+    extra = {k: storage.rest.name if k in ("dtype", "torch_dtype") else v for k, v in config.extra.items()}
+    extra.pop("quantization_config", None)
+    if storage.small:
+        extra["quantization_config"] = quantization_config(storage.small, config)
+    return config.replace(extra=extra)
 
 
 def _text(path: Path) -> str | None:
@@ -273,17 +226,6 @@ def _split(tensors: dict[str, Array], max_bytes: int) -> list[dict[str, Array]]:
         shards[-1][name] = array
         size += array.nbytes
     return shards
-
-
-def write_tensors(path: Path, tensors: dict[str, Array]) -> None:
-    """One safetensors file, on the disk when this returns. Raises OSError if it cannot be written."""
-    try:  # "format" is the layout's name, transformers looks for it; a second entry would change places at random
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"{path.parent}: the weights could not be written, what was there still is: {error}") from error
-    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets nobody but the owner read its files
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _write_shards(folder: Path, shards: list[dict[str, Array]], mark: str) -> None:

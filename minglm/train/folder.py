@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from minglm.api import Model
-from minglm.formats.checkpoint import load_checkpoint, write_tensors
+from minglm.formats.checkpoint import load_checkpoint
 from minglm.formats.files import write_text
+from minglm.formats.tensors import write_tensors
 from minglm.train.recipe import Recipe
 from minglm.train.step import OPTIMISERS, State, optimiser_options
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from minglm.data.heldout import heldout_documents
 from minglm.data.tasks import TASKS, heldout_items, plain
-from minglm.formats.checkpoint import write_tensors
+from minglm.formats.tensors import write_tensors
 from minglm.model.transformer import transformer
 from minglm.train.loop import Observe
 from minglm.train.recipe import Recipe

@@ -28,8 +28,8 @@ from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
 from minglm.evaluate.report import as_json, as_markdown, report
-from minglm.formats.checkpoint import write_tensors
 from minglm.formats.files import write_text
+from minglm.formats.tensors import write_tensors
 from minglm.model.params import init_params, walk_stacked
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer

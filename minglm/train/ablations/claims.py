@@ -15,9 +15,9 @@ from minglm.model.params import Params, init_params, map_arrays
 from minglm.train.ablations.gate import SoftmaxGate
 from minglm.train.recipe import Recipe, load_recipe
 
-# -- the baseline: every feature of GLM-4.5, small enough for a run of five minutes on four cores -----------------
+# -- the baseline: every feature of GLM-4.5, small enough for a run of five minutes on two cores ------------------
 
-STEPS = 900
+STEPS = 600
 BATCH, LENGTH = 16, 256  # rows of tokens a step
 RATE = 8e-3  # peak, then a cosine to a tenth
 ADAMW_RATE = 2e-3

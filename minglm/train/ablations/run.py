@@ -23,8 +23,8 @@ from minglm.config import Config
 from minglm.data.batches import Batch, Corpus, TokenStream
 from minglm.data.documents import documents
 from minglm.data.libraries import find_packages
-from minglm.formats.checkpoint import write_tensors
 from minglm.formats.files import write_text
+from minglm.formats.tensors import write_tensors
 from minglm.look.curves import read_metrics
 from minglm.text.chat import ChatTemplate
 from minglm.text.tokenizer import Tokenizer
