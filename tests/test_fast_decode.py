@@ -331,7 +331,9 @@ def test_experts_may_be_anywhere_in_memory(dtype):
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_other_dtypes_are_refused_with_the_way_out(dtype):
-    with pytest.raises(ValueError, match=f"reads float32 and bfloat16 weights, these are {dtype}; use engine='numpy'"):
+    with pytest.raises(
+        ValueError, match=f"reads float32, bfloat16, fp8 and mxfp4 weights, these are {dtype}; use engine='numpy'"
+    ):
         decoder_of(model_of(dtype=dtype))
 
 

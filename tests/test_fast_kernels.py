@@ -26,13 +26,6 @@ def numbers(seed, *shape):
 
 
 @kernel
-def all_dots(weight, x, into):
-    for n in range(len(x)):
-        for i in range(len(weight)):
-            into[n, i] = kernels.dot(weight, i, x, n)
-
-
-@kernel
 def all_normalised(x, weight, eps, into):
     for n in range(len(x)):
         kernels.normalise_row(x, n, weight, eps, into, n)
@@ -109,41 +102,7 @@ def words_game(words, found):
     found[4] = machine.load(words, 1)
 
 
-# -- linear ------------------------------------------------------------------------------------------------------
-
-SIZES = [(1, 1, 1), (2, 3, 1), (1, 1, 7), (3, 5, 8), (2, 4, 31), (2, 3, 64), (1, 2, 1000)]
-
-
-def dots(weight, x):
-    into = np.full((len(x), len(weight)), 99, F32)
-    all_dots(weight, x, into)
-    return into
-
-
-@pytest.mark.parametrize(("N", "out", "size"), SIZES)
-def test_dot_is_linear(N, out, size):
-    x, weight = numbers(0, N, size), numbers(1, out, size)
-    scale = np.abs(weight) @ np.abs(x).T
-    assert (np.abs(dots(weight, x) - ops.linear(x, weight)) <= 2e-6 * scale.T).all()
-    narrow = weight.astype(ml_dtypes.bfloat16)
-    wanted = ops.linear(x, narrow.astype(F32))
-    assert (np.abs(dots(narrow.view(np.uint16), x) - wanted) <= 2e-6 * scale.T).all()
-
-
-@pytest.mark.parametrize(("N", "out", "size"), SIZES)
-def test_dot_of_bfloat16_widens_each_weight_exactly(N, out, size):
-    """With whole numbers no sum rounds, in whatever order: the results must be equal to the bit."""
-    random = random_state(size)
-    x = random.randint(-8, 9, (N, size)).astype(F32)
-    weight = random.randint(-128, 129, (out, size)).astype(ml_dtypes.bfloat16)
-    assert np.array_equal(dots(weight.view(np.uint16), x), dots(weight.astype(F32), x))
-    assert np.array_equal(dots(weight.view(np.uint16), x), x @ weight.astype(F32).T)
-
-
-def test_dot_reads_as_much_of_x_as_the_weight_is_long():
-    x = numbers(0, 2, 9)
-    weight = numbers(1, 3, 5)
-    assert difference(dots(weight, x), x[:, :5] @ weight.T) <= 1e-6
+# -- bfloat16 ------------------------------------------------------------------------------------------------------
 
 
 def test_widen_is_exact_for_all_bfloat16():

@@ -5,8 +5,9 @@ does it. `threads` ranks run this code at the same time; each stage gives every 
 reading weights is all the work there is, and ends at a `barrier` where the ranks wait for each other. What is cheaper
 to repeat than to wait for (norms, the choice of experts) every rank computes for itself, in room of its own.
 
-An output of a matrix is always one whole `dot` of one rank, keys go in chunks that are counted from the first, and rows
-do not know of each other: so a row's bits depend neither on the number of threads nor on what else is in the batch.
+An output of a matrix is always made by one rank, for all rows (`dots`), keys go in chunks that are counted from the
+first, and rows do not know of each other: so a row's bits depend neither on the number of threads nor on what else is
+in the batch.
 """
 
 from typing import NamedTuple
@@ -20,7 +21,6 @@ from minglm.fast.kernels import (
     ZERO,
     attend_keys,
     choose,
-    dot,
     first_key,
     join_parts,
     normalise_row,
@@ -30,6 +30,7 @@ from minglm.fast.kernels import (
 )
 from minglm.fast.machine import matrix, vector, widen
 from minglm.fast.team import barrier, parallel, share
+from minglm.fast.vectors import codes_at, dots, scales_at
 
 # -- what the step works on --------------------------------------------------------------------------------------
 
@@ -58,12 +59,21 @@ class Sizes(NamedTuple):
 
 class Weights(NamedTuple):
     """Where the weights are. An array's address stands for it, so that one kernel serves every layout: experts stacked
-    or apart, in memory of ours or in a mapped file. Columns of `layers` are named below."""
+    or apart, in memory of ours or in a mapped file. Columns of `layers` are named below.
+
+    How they are stored stands in the dtypes of three arrays without entries: float32; uint16 for bfloat16; uint8 for
+    e4m3fn; int8 for mxfp4.
+    """
 
     layers: np.ndarray  # int64 [L, columns]
     experts: np.ndarray  # int64 [L, E, 3] gate_proj, up_proj, down_proj
     ends: np.ndarray  # int64 [3] embed_tokens, norm, lm_head
-    kind: np.ndarray  # float32 [0], or uint16 [0] for bfloat16
+    layer_scales: np.ndarray  # int64 [L, columns], and
+    expert_scales: np.ndarray  # int64 [L, E, 3]: of small floats
+    rest: np.ndarray  # [0] how `ends` and the router are stored,
+    linear: np.ndarray  # [0] attention, dense MLPs, shared experts,
+    routed: np.ndarray  # [0] and routed experts
+    block: int  # rows and columns that share a scale of e4m3fn; 0: each row has its own
 
 
 (INPUT_NORM, Q, K, V, Q_BIAS, K_BIAS, V_BIAS, Q_NORM, K_NORM, O, POST_NORM) = range(11)
@@ -100,6 +110,8 @@ class Room(NamedTuple):
     positions: np.ndarray  # int64 [N]
     own_normed: np.ndarray  # [threads · N, D]
     own_head: np.ndarray  # [threads · N, d]
+    own_rows: np.ndarray  # int64 [threads, N] rows to multiply, and
+    own_found: np.ndarray  # [threads, 2 · N] what comes out
     q: np.ndarray  # [N, H, d]
     firsts: np.ndarray  # int64 [N] the first key that each row sees
     own_scores: np.ndarray  # [threads, CHUNK]
@@ -185,7 +197,7 @@ def decoder_layer(rank, threads, words, layer, sizes, weights, tokens, cache, ro
 @inlined
 def begin(rank, threads, sizes, weights, tokens, cache, room):
     """Look up each token's embedding, and count the earlier tokens of its segment: its position."""
-    table = matrix(weights.ends[0], sizes.V, sizes.D, weights.kind)
+    table = matrix(weights.ends[0], sizes.V, sizes.D, weights.rest)
     start, stop = share(rank, threads, tokens.N[0])
     for n in range(start, stop):
         for i in range(sizes.D):
@@ -206,14 +218,24 @@ def join(rank, threads, sizes, tokens, room, entry):
         normalise_row(entry.hidden, n, vector(entry.weights[1], sizes.D), sizes.eps, entry.joined[:, sizes.D :], n)
 
 
-@inlined
+@stage
 def project_joined(rank, threads, sizes, weights, tokens, room, entry):
     """The residual stream begins with eh_proj(joined)."""
-    weight = matrix(entry.weights[2], sizes.D, 2 * sizes.D, weights.kind)
+    weight = matrix(entry.weights[2], sizes.D, 2 * sizes.D, weights.rest)
+    scales = scales_at(0, 0, 0, 0, weights.rest)
+    N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
     start, stop = share(rank, threads, sizes.D)
+    all_rows(N, 0, rows)
     for i in range(start, stop):
-        for n in range(tokens.N[0]):
-            room.x[n, i] = dot(weight, i, entry.joined, n)
+        dots(weight, scales, 0, i, entry.joined, rows, N, found)
+        for n in range(N):
+            room.x[n, i] = found[n]
+
+
+@inlined
+def all_rows(N, first, rows):
+    for n in range(N):
+        rows[n] = first + n
 
 
 @stage
@@ -221,15 +243,20 @@ def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
     """Each head from start to end: project, add the bias, norm, rotate; keys and values go straight into the cache."""
     N, d, H, G = tokens.N[0], sizes.d, sizes.H, sizes.G
     at, own, mine = weights.layers[layer], room.own_head, rank * len(room.x)
+    rows, found = room.own_rows[rank], room.own_found[rank]
     normalise_rows(N, room.x, vector(at[INPUT_NORM], sizes.D), sizes.eps, room.own_normed, mine)
+    all_rows(N, mine, rows)
     start, stop = share(rank, threads, H + 2 * G)
     for unit in range(start, stop):  # the heads of q, then of k, then of v
         part = 0 if unit < H else 1 if unit < H + G else 2
         heads, head = (H, unit) if part == 0 else (G, unit - H) if part == 1 else (G, unit - H - G)
-        weight, bias = matrix(at[Q + part], heads * d, sizes.D, weights.kind), vector(at[Q_BIAS + part], heads * d)
+        weight = codes_at(at[Q + part], heads * d, sizes.D, weights.linear)
+        scales = scales_at(weights.layer_scales[layer, Q + part], heads * d, sizes.D, weights.block, weights.linear)
+        bias = vector(at[Q_BIAS + part], heads * d)
         for i in range(d):
+            dots(weight, scales, weights.block, head * d + i, room.own_normed, rows, N, found)
             for n in range(N):
-                own[mine + n, i] = dot(weight, head * d + i, room.own_normed, mine + n) + bias[head * d + i]
+                own[mine + n, i] = found[n] + bias[head * d + i]
         for n in range(N):
             if part < 2 and sizes.head_norm:
                 normalise_row(own, mine + n, vector(at[Q_NORM + part], d), sizes.eps, own, mine + n)
@@ -286,14 +313,19 @@ def join_heads(rank, threads, sizes, tokens, room):
         join_parts(room.parts, n, head, count_chunks(room.firsts[n], tokens.slots[n]), sizes.d, room.heads)
 
 
-@inlined
+@stage
 def project_back(rank, threads, layer, sizes, weights, tokens, room):
     """x + o_proj(heads)."""
-    weight = matrix(weights.layers[layer, O], sizes.D, sizes.H * sizes.d, weights.kind)
+    width = sizes.H * sizes.d
+    weight = codes_at(weights.layers[layer, O], sizes.D, width, weights.linear)
+    scales = scales_at(weights.layer_scales[layer, O], sizes.D, width, weights.block, weights.linear)
+    N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
+    all_rows(N, 0, rows)
     start, stop = share(rank, threads, sizes.D)
     for i in range(start, stop):
-        for n in range(tokens.N[0]):
-            room.x[n, i] += dot(weight, i, room.heads, n)
+        dots(weight, scales, weights.block, i, room.heads, rows, N, found)
+        for n in range(N):
+            room.x[n, i] += found[n]
 
 
 @inlined
@@ -307,12 +339,15 @@ def enter_mlp(rank, layer, sizes, weights, tokens, room):
 @stage
 def score_experts(rank, threads, layer, sizes, weights, tokens, room):
     """Score a share of the experts for each row."""
-    mine = rank * len(room.x)
-    router = matrix(weights.layers[layer, ROUTER], sizes.E, sizes.D, weights.kind)
+    router = matrix(weights.layers[layer, ROUTER], sizes.E, sizes.D, weights.rest)
+    scales = scales_at(0, 0, 0, 0, weights.rest)
+    N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
+    all_rows(N, rank * len(room.x), rows)
     start, stop = share(rank, threads, sizes.E)
     for e in range(start, stop):
-        for n in range(tokens.N[0]):
-            room.router_scores[n, e] = sigmoid(dot(router, e, room.own_normed, mine + n))
+        dots(router, scales, 0, e, room.own_normed, rows, N, found)
+        for n in range(N):
+            room.router_scores[n, e] = sigmoid(found[n])
 
 
 @stage
@@ -339,34 +374,57 @@ def pick_experts(rank, layer, sizes, weights, tokens, room):
 
 
 @inlined
-def where(weights, sizes, layer, e, part):
-    """Address and hidden size of one matrix of expert e; E is the shared expert, or the dense MLP."""
-    if e < sizes.E:
-        return weights.experts[layer, e, part], sizes.F
-    return weights.layers[layer, GATE + part], sizes.dense_F if layer < sizes.dense_layers else sizes.shared_F
+def last_width(sizes, layer):
+    """Hidden size of expert E: the shared expert's, or the dense MLP's."""
+    return sizes.dense_F if layer < sizes.dense_layers else sizes.shared_F
 
 
 @stage
 def expand(rank, threads, layer, picked, sizes, weights, tokens, room):
     """silu(gate_proj x) · up_proj x for each expert. All their outputs stand in one line, F of each and those of the
-    shared expert last, of which this rank takes its share. Row j · N + n of `gate` and `up` is row n at the j-th picked
-    expert."""
-    N, mine = tokens.N[0], rank * len(room.x)
-    start, stop = share(rank, threads, picked * sizes.F + where(weights, sizes, layer, sizes.E, 0)[1])
+    shared expert last, of which this rank takes its share."""
+    start, stop = share(rank, threads, picked * sizes.F + last_width(sizes, layer))
     for j in range(picked + 1):
-        e = room.own_picked[rank, j]
-        address, F = where(weights, sizes, layer, e, 0)
-        gate_proj = matrix(address, F, sizes.D, weights.kind)
-        up_proj = matrix(where(weights, sizes, layer, e, 1)[0], F, sizes.D, weights.kind)
-        first, last = max(start - j * sizes.F, 0), max(min(stop - j * sizes.F, F), 0)  # nothing of it: last ≤ first
-        for f in range(first, last):
-            for n in range(N):
-                if room.own_weights[rank, n, e] != NOT_PICKED:
-                    room.gate[j * N + n, f] = dot(gate_proj, f, room.own_normed, mine + n)
-                    room.up[j * N + n, f] = dot(up_proj, f, room.own_normed, mine + n)
-        for n in range(N):
-            if first < last and room.own_weights[rank, n, e] != NOT_PICKED:
-                silu_times(room.gate, room.up, j * N + n, first, last)
+        e, first, last = room.own_picked[rank, j], start - j * sizes.F, stop - j * sizes.F
+        if e < sizes.E:
+            at, scales = weights.experts[layer, e], weights.expert_scales[layer, e]
+            expand_one(rank, j, e, first, last, sizes.F, at, scales, weights.routed, sizes, weights, tokens, room)
+        else:
+            at, scales = weights.layers[layer, GATE:], weights.layer_scales[layer, GATE:]
+            F = last_width(sizes, layer)
+            expand_one(rank, j, e, first, last, F, at, scales, weights.linear, sizes, weights, tokens, room)
+
+
+@inlined
+def expand_one(rank, j, e, first, last, F, at, scale_at, kind, sizes, weights, tokens, room):
+    """Outputs first … last − 1 of expert e, for the rows that picked it. Row j · N + n of `gate` and `up` is row n at
+    the j-th picked expert."""
+    N, mine = tokens.N[0], rank * len(room.x)
+    rows, found = room.own_rows[rank], room.own_found[rank]
+    first, last = max(first, 0), max(min(last, F), 0)  # nothing of it: last ≤ first
+    if first < last:
+        count = rows_of(e, N, mine, room.own_weights[rank], rows)
+        for part in range(2):
+            weight = codes_at(at[part], F, sizes.D, kind)
+            scales = scales_at(scale_at[part], F, sizes.D, weights.block, kind)
+            into = room.gate if part == 0 else room.up
+            for f in range(first, last):
+                dots(weight, scales, weights.block, f, room.own_normed, rows, count, found)
+                for m in range(count):
+                    into[j * N + rows[m] - mine, f] = found[m]
+        for m in range(count):
+            silu_times(room.gate, room.up, j * N + rows[m] - mine, first, last)
+
+
+@inlined
+def rows_of(e, N, first, weights, rows):
+    """List the rows that picked expert e, counted from `first`; returns their number."""
+    count = 0
+    for n in range(N):
+        if weights[n, e] != NOT_PICKED:
+            rows[count] = first + n
+            count += 1
+    return count
 
 
 @stage
@@ -379,29 +437,51 @@ def contract(rank, threads, layer, picked, sizes, weights, tokens, room):
             room.y[n, i] = ZERO
     for j in range(picked + 1):
         e = room.own_picked[rank, j]
-        address, F = where(weights, sizes, layer, e, 2)
-        down_proj = matrix(address, sizes.D, F, weights.kind)
-        for i in range(start, stop):
-            for n in range(N):
-                if room.own_weights[rank, n, e] != NOT_PICKED:
-                    room.y[n, i] += room.own_weights[rank, n, e] * dot(down_proj, i, room.gate, j * N + n)
+        if e < sizes.E:
+            at, scale_at = weights.experts[layer, e, 2], weights.expert_scales[layer, e, 2]
+            contract_one(rank, j, e, start, stop, sizes.F, at, scale_at, weights.routed, sizes, weights, tokens, room)
+        else:
+            at, scale_at = weights.layers[layer, DOWN], weights.layer_scales[layer, DOWN]
+            F = last_width(sizes, layer)
+            contract_one(rank, j, e, start, stop, F, at, scale_at, weights.linear, sizes, weights, tokens, room)
     for n in range(N):
         for i in range(start, stop):
             room.x[n, i] += room.y[n, i]
 
 
 @inlined
+def contract_one(rank, j, e, start, stop, F, at, scale_at, kind, sizes, weights, tokens, room):
+    """Add expert e's answer to outputs start … stop − 1 of the rows that picked it."""
+    N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
+    weight = codes_at(at, sizes.D, F, kind)
+    scales = scales_at(scale_at, sizes.D, F, weights.block, kind)
+    count = rows_of(e, N, j * N, room.own_weights[rank], rows)
+    for i in range(start, stop):
+        dots(weight, scales, weights.block, i, room.gate, rows, count, found)
+        for m in range(count):
+            n = rows[m] - j * N
+            room.y[n, i] += room.own_weights[rank, n, e] * found[m]
+
+
+@stage
 def finish(rank, threads, sizes, weights, tokens, room):
     """The final norm, and the logits of the rows that want them."""
     N, mine = tokens.N[0], rank * len(room.x)
+    rows, found = room.own_rows[rank], room.own_found[rank]
     normalise_rows(N, room.x, vector(weights.ends[1], sizes.D), sizes.eps, room.own_normed, mine)
-    head = matrix(weights.ends[2], sizes.V, sizes.D, weights.kind)
+    head = matrix(weights.ends[2], sizes.V, sizes.D, weights.rest)
+    scales = scales_at(0, 0, 0, 0, weights.rest)
+    count = 0
+    for n in range(N):
+        if tokens.wanted[n]:
+            rows[count] = mine + n
+            count += 1
     start, stop = share(rank, threads, sizes.V)
     for i in range(start, stop):
-        for n in range(N):
-            if tokens.wanted[n]:
-                room.logits[n, i] = dot(head, i, room.own_normed, mine + n)
+        dots(head, scales, 0, i, room.own_normed, rows, count, found)
+        for m in range(count):
+            room.logits[rows[m] - mine, i] = found[m]
     if rank == 0:
         for n in range(N):
             for i in range(sizes.D):
-                room.hidden[n, i] = room.own_normed[n, i]
+                room.hidden[n, i] = room.own_normed[mine + n, i]

@@ -12,6 +12,7 @@ from minglm.fast.jit import DISABLE_JIT
 from minglm.fast.kernels import CHUNK, NOT_PICKED
 from minglm.fast.ops import shared_ops
 from minglm.fast.team import team, thread_count
+from minglm.formats.smallfloats import BLOCK, SmallFloats
 from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
 from minglm.model.mtp import mtp_embedding_weight, mtp_head_weight, mtp_states
@@ -51,22 +52,23 @@ class AddressBook:
     """
 
     def __init__(self, layers: Sequence[Layer], embedding: Array, norm: Array, head: Array, config: Config):
-        stored = norm.dtype
-        if stored.name not in ("float32", "bfloat16") or not stored.isnative:
-            kind = stored.name if stored.isnative else f"{stored.name} of another byte order"
+        """Raises ValueError for weights that the kernels do not read."""
+        rest = norm.dtype
+        if rest.name not in ("float32", "bfloat16") or not rest.isnative:
+            kind = rest.name if rest.isnative else f"{rest.name} of another byte order"
             raise ValueError(
-                f"the fast engine reads float32 and bfloat16 weights, these are {kind}; use engine='numpy'"
+                f"the fast engine reads float32, bfloat16, fp8 and mxfp4 weights, these are {kind}; use engine='numpy'"
             )
-        self._stored = stored
-        self._kept: list[Array] = []
+        self._kept: list[Any] = []
         self._no_bias = np.zeros(config.num_attention_heads * config.head_dim, np.float32)
-        self._config = config
+        self._config, self._rest = config, rest.name
+        self._linear, self._routed = _stored_as(layers, rest.name)
         L, E, D, V = len(layers), config.n_routed_experts, config.hidden_size, config.vocab_size
-        self.layers = np.zeros((L, decode.COLUMNS), np.int64)
-        self.experts = np.zeros((L, E, 3), np.int64)
+        self.layers, self.experts = np.zeros((2, L, decode.COLUMNS), np.int64), np.zeros((2, L, E, 3), np.int64)
         for i, layer in enumerate(layers):
             self._enter(i, layer)
-        self.ends = np.array([self.matrix(embedding, V, D), self.vector(norm, D), self.matrix(head, V, D)])
+        ends = self.matrix(embedding, rest.name, V, D)[0], self.vector(norm, D), self.matrix(head, rest.name, V, D)[0]
+        self.ends = np.array(ends)
 
     @classmethod
     def of_trunk(cls, params: Params, config: Config) -> "AddressBook":
@@ -76,56 +78,85 @@ class AddressBook:
         return cls(params.layers, params.embed_tokens.weight, params.norm.weight, head_weight(params), config)
 
     def weights(self) -> Weights:
-        kind = np.zeros(0, np.float32 if self._stored == np.float32 else np.uint16)
-        return Weights(self.layers, self.experts, self.ends, kind)
+        rest, linear, routed = (np.zeros(0, _CODES[kind]) for kind in (self._rest, self._linear, self._routed))
+        return Weights(
+            layers=self.layers[0],
+            experts=self.experts[0],
+            ends=self.ends,
+            layer_scales=self.layers[1],
+            expert_scales=self.experts[1],
+            rest=rest,
+            linear=linear,
+            routed=routed,
+            block=BLOCK if self._routed == "fp8-block" else 0,
+        )
 
     def _enter(self, i: int, layer: Layer) -> None:
-        attention, mlp, row, c = layer.self_attn, layer.mlp, self.layers[i], self._config
+        attention, mlp, row, c = layer.self_attn, layer.mlp, self.layers[:, i], self._config
         D, d, q_size, kv_size = c.hidden_size, c.head_dim, self._no_bias.size, c.num_key_value_heads * c.head_dim
-        row[decode.INPUT_NORM] = self.vector(layer.input_layernorm.weight, D)
+        row[0, decode.INPUT_NORM] = self.vector(layer.input_layernorm.weight, D)
         for weight, bias, projection, size in (
             (decode.Q, decode.Q_BIAS, attention.q_proj, q_size),
             (decode.K, decode.K_BIAS, attention.k_proj, kv_size),
             (decode.V, decode.V_BIAS, attention.v_proj, kv_size),
         ):
-            row[weight] = self.matrix(projection.weight, size, D)
-            row[bias] = self.vector(self._no_bias[:size] if projection.bias is None else projection.bias, size)
-        row[decode.O] = self.matrix(attention.o_proj.weight, D, q_size)
+            row[:, weight] = self.matrix(projection.weight, self._linear, size, D)
+            row[0, bias] = self.vector(self._no_bias[:size] if projection.bias is None else projection.bias, size)
+        row[:, decode.O] = self.matrix(attention.o_proj.weight, self._linear, D, q_size)
         if attention.q_norm is not None and attention.k_norm is not None:
-            row[decode.Q_NORM] = self.vector(attention.q_norm.weight, d)
-            row[decode.K_NORM] = self.vector(attention.k_norm.weight, d)
-        row[decode.POST_NORM] = self.vector(layer.post_attention_layernorm.weight, D)
+            row[0, decode.Q_NORM] = self.vector(attention.q_norm.weight, d)
+            row[0, decode.K_NORM] = self.vector(attention.k_norm.weight, d)
+        row[0, decode.POST_NORM] = self.vector(layer.post_attention_layernorm.weight, D)
         F, columns = c.intermediate_size, [decode.GATE, decode.UP, decode.DOWN]
         if isinstance(mlp, Moe):
-            row[decode.ROUTER] = self.matrix(mlp.gate.weight, c.n_routed_experts, D)
-            row[decode.ROUTER_BIAS] = self.vector(mlp.gate.e_score_correction_bias, c.n_routed_experts)
+            row[:, decode.ROUTER] = self.matrix(mlp.gate.weight, self._rest, c.n_routed_experts, D)
+            row[0, decode.ROUTER_BIAS] = self.vector(mlp.gate.e_score_correction_bias, c.n_routed_experts)
             for e in range(c.n_routed_experts):
-                self.experts[i, e] = self._mlp(expert(mlp.experts, e), c.moe_intermediate_size)
+                parts = expert(mlp.experts, e)
+                self.experts[:, i, e] = self._mlp(parts, self._routed, c.moe_intermediate_size)
             F = c.shared_intermediate_size
         shared = mlp.shared_experts if isinstance(mlp, Moe) else mlp
         if shared is not None:
-            row[columns] = self._mlp([part.weight for part in shared], F)
+            row[:, columns] = self._mlp([part.weight for part in shared], self._linear, F)
 
-    def _mlp(self, parts: Sequence[Array], F: int) -> list[int]:
+    def _mlp(self, parts: Sequence[Any], kind: str, F: int) -> Array:  # -> [2, 3]
         gate, up, down = parts
         D = self._config.hidden_size
-        return [self.matrix(gate, F, D), self.matrix(up, F, D), self.matrix(down, D, F)]
+        return np.array([self.matrix(gate, kind, F, D), self.matrix(up, kind, F, D), self.matrix(down, kind, D, F)]).T
 
-    def matrix(self, array: Array, *shape: int) -> int:
-        if array.dtype != self._stored or array.shape != shape or not array.flags.c_contiguous:
+    def matrix(self, array: Any, kind: str, *shape: int) -> tuple[int, int]:
+        """Addresses of the weight, or of its codes, and of its scales."""
+        small = isinstance(array, SmallFloats)
+        parts: list[Array] = [array.codes, array.scales] if small else [array]
+        found = array.kind if small else array.dtype.name
+        if found != kind or array.shape != shape or not all(part.flags.c_contiguous for part in parts):
             raise ValueError(
-                f"the fast engine wants contiguous {self._stored.name} weights of shape {list(shape)} here, got "
-                f"{array.dtype.name} of shape {list(array.shape)} with strides {array.strides}; "
-                "use np.ascontiguousarray, or engine='numpy'"
+                f"the fast engine wants contiguous {kind} weights of shape {list(shape)} here, got {found} of shape "
+                f"{list(array.shape)} with strides {parts[0].strides}; use np.ascontiguousarray, or engine='numpy'"
             )
-        self._kept.append(array)
-        return array.ctypes.data
+        self._kept += parts
+        return parts[0].ctypes.data, parts[1].ctypes.data if small else 0
 
     def vector(self, array: Array, size: int) -> int:
         if array.shape != (size,):
             raise ValueError(f"a norm weight or bias has shape {list(array.shape)}, the config asks for [{size}]")
         self._kept.append(np.ascontiguousarray(array, np.float32))
         return self._kept[-1].ctypes.data
+
+
+_CODES = {
+    "float32": np.float32, "bfloat16": np.uint16, "fp8": np.uint8, "fp8-block": np.uint8, "mxfp4": np.int8,
+}  # fmt: skip
+
+
+def _stored_as(layers: Sequence[Layer], rest: str) -> tuple[str, str]:
+    """How the matrices of attention and dense MLPs are stored, and the routed experts."""
+    routed = [layer.mlp.experts.gate_proj for layer in layers if isinstance(layer.mlp, Moe)]
+    first = layers[0].self_attn.q_proj.weight, routed[0] if routed else None
+    linear, experts = (each.kind if isinstance(each, SmallFloats) else rest for each in first)
+    if {linear, experts} == {"fp8", "fp8-block"}:
+        raise ValueError("the fast engine reads scales by row or by block, not both in one model; use engine='numpy'")
+    return linear, experts if routed else linear
 
 
 PIECE = 8  # tokens of a short prompt that go through the step together
@@ -272,7 +303,7 @@ class MtpDecoder(Steps):
         super().__init__(book, sizes_of(config)._replace(layers=1, dense_layers=0), config, rows, threads)
         self._entry = Entry(
             np.array([book.vector(mtp.enorm.weight, D), book.vector(mtp.hnorm.weight, D),
-                      book.matrix(mtp.eh_proj.weight, D, 2 * D)]),
+                      book.matrix(mtp.eh_proj.weight, params.norm.weight.dtype.name, D, 2 * D)[0]]),
             np.zeros((rows, D), np.float32),
             np.zeros((rows, 2 * D), np.float32),
         )  # fmt: skip
@@ -335,6 +366,8 @@ def _room(c: Config, layers: int, N: int, threads: int, capacity: int) -> Room:
         positions=np.zeros(N, np.int64),
         own_normed=floats(threads * N, D),
         own_head=floats(threads * N, d),
+        own_rows=np.zeros((threads, N), np.int64),
+        own_found=floats(threads, 2 * N),
         q=floats(N, H, d),
         firsts=np.zeros(N, np.int64),
         own_scores=floats(threads, CHUNK),

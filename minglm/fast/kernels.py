@@ -1,6 +1,6 @@
 """The small kernels: one row, one token, or the heads that share a key each. The stages in `decode.py` only call them.
 
-Twins of functions in `minglm.model`: `dot` is an output of `linear`, `normalise_row` is `rms_norm`, `turn` is `rope`,
+Twins of functions in `minglm.model`: `normalise_row` is `rms_norm`, `turn` is `rope`,
 `attend_keys` with `join_parts` is `attend`, `choose` is `router`, `silu_times` is `swiglu`. All sums are in float32, in
 an order that depends on nothing but the length of the sum. Kernels raise nothing: who calls them has checked sizes and
 dtypes.
@@ -9,21 +9,11 @@ dtypes.
 import numpy as np
 
 from minglm.fast.jit import inlined
-from minglm.fast.machine import widen
 
 ZERO, ONE = np.float32(0), np.float32(1)
 NOTHING = np.float32(-np.inf)
 CHUNK = 64  # keys that are read together for all query heads that share them
 NOT_PICKED = np.float32(-1)  # in place of a combine weight, none of which is negative
-
-
-@inlined
-def dot(weight, out, x, n):
-    """Row `out` of a weight [out, in] times the first entries of row n of x."""
-    total = ZERO
-    for i in range(weight.shape[1]):
-        total += widen(weight[out, i]) * x[n, i]
-    return total
 
 
 @inlined

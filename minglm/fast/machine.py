@@ -154,7 +154,7 @@ def call_published(typing, function, rank, threads, arguments):
 # -- arrays that are somewhere in memory -------------------------------------------------------------------------
 
 
-def _array(kind, context, builder, address, lengths):
+def array_at(kind, context, builder, address, lengths):
     array = context.make_array(kind)(context, builder)
     size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
     strides = [size]
@@ -170,7 +170,7 @@ def _vector(typing, address, n):
     kind = types.Array(types.float32, 1, "C")
 
     def code(context, builder, signature, arguments):
-        return _array(kind, context, builder, arguments[0], arguments[1:])
+        return array_at(kind, context, builder, arguments[0], arguments[1:])
 
     return kind(types.int64, types.intp), code
 
@@ -180,7 +180,7 @@ def _matrix(typing, address, rows, columns, like):
     kind = types.Array(like.dtype, 2, "C")
 
     def code(context, builder, signature, arguments):
-        return _array(kind, context, builder, arguments[0], arguments[1:3])
+        return array_at(kind, context, builder, arguments[0], arguments[1:3])
 
     return kind(types.int64, types.intp, types.intp, like), code
 
@@ -193,8 +193,8 @@ def vector(address: int, n: int) -> np.ndarray:
 
 @compiled_as(_matrix)
 def matrix(address: int, rows: int, columns: int, like: np.ndarray) -> np.ndarray:
-    """The contiguous [rows, columns] at an address, of the dtype of `like`: float32, or uint16 for bfloat16."""
-    kind: Any = ctypes.c_uint16 if like.dtype == np.uint16 else ctypes.c_float
+    """The contiguous [rows, columns] at an address, of the dtype of `like`."""
+    kind: Any = np.ctypeslib.as_ctypes_type(like.dtype)
     return np.ctypeslib.as_array((kind * int(rows * columns)).from_address(int(address))).reshape(rows, columns)
 
 
