@@ -25,7 +25,7 @@ from minglm.fast.machine import array_at, compiled_as, matrix
 
 LANES, SETS = 16, 4
 GROUP = 32  # numbers that share a scale in mxfp4
-_FLOAT, _HALF = ir.FloatType(), ir.HalfType()
+_FLOAT = ir.FloatType()
 _I8, _I16, _I32, _WORD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FUSE = ("contract",)  # a product and a sum may become one instruction; nothing may change places
 
@@ -48,21 +48,21 @@ def _load(builder: Any, pointer: Any, kind: Any, align: int, lanes: int = LANES)
     return builder.load(builder.bitcast(pointer, _vector(kind, lanes).as_pointer()), align=align)
 
 
-def _half_as_float(builder: Any, bits: Any, lanes: int) -> Any:
-    return builder.fpext(builder.bitcast(bits, _vector(_HALF, lanes)), _vector(_FLOAT, lanes))
-
-
 def _from_fp8(builder: Any, codes: Any, lanes: int = LANES) -> Any:
-    """e4m3fn / 256: sign, exponent and fraction moved to where float16 has them, whose exponents are 8 less."""
-    wide = builder.shl(builder.zext(codes, _vector(_I16, lanes)), _all(8, _I16, lanes))
-    moved = builder.and_(builder.ashr(wide, _all(1, _I16, lanes)), _all(0xBF80, _I16, lanes))
-    return _half_as_float(builder, moved, lanes)
+    """e4m3fn / 256: sign, exponent and fraction moved to where float16 has them, whose exponents are 8 more. (In
+    float32's places the smallest codes would be numbers below the normal ones, which processors are slow with.)"""
+    wide = builder.shl(builder.sext(codes, _vector(_I16, lanes)), _all(7, _I16, lanes))
+    bits = builder.and_(wide, _all(-0x4080, _I16, lanes))
+    return builder.fpext(builder.bitcast(bits, _vector(ir.HalfType(), lanes)), _vector(_FLOAT, lanes))
 
 
-def _from_fp4(builder: Any, codes: Any, left: int) -> Any:
-    """e2m1 / 2¹⁴ of the four bits that `left` moves to the top of 16, in the same way."""
-    moved = builder.ashr(builder.shl(codes, _all(left, _I16)), _all(3, _I16))
-    return _half_as_float(builder, builder.and_(moved, _all(0x8E00, _I16)), LANES)
+def _look_up(builder: Any, table: Any, indices: Any) -> Any:
+    """table[i] for each of 16 indices below 16: one instruction where the processor can permute by a register."""
+    found = ir.Constant(_vector(_FLOAT), ir.Undefined)
+    for lane in range(LANES):
+        value = builder.extract_element(table, builder.extract_element(indices, _I32(lane)))
+        found = builder.insert_element(found, value, _I32(lane))
+    return found
 
 
 def _widened(builder: Any, kind: Any, pointer: Any, lanes: int = LANES) -> Any:
@@ -181,22 +181,26 @@ class _Call:
 
     def fp4(self, starts: list[Any]) -> list[Any]:
         """Group by group: sixteen bytes with an even and an odd number each."""
-        b, sums = self.builder, _Sums(self.builder, len(starts), 2)
+        b, sums = self.builder, _Sums(self.builder, len(starts), SETS)
         groups = b.udiv(self.columns, _WORD(GROUP))
         begin = b.gep(self.codes, [b.udiv(b.mul(self.out, self.columns), _WORD(2))])
         scales = b.gep(self.scales, [b.mul(self.out, groups)])
         even, odd = (ir.Constant(_vector(_I32), list(range(start, GROUP, 2))) for start in (0, 1))
 
+        table = ir.Constant(_vector(_FLOAT), [sign * n for sign in (1.0, -1.0) for n in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
+
         def add(group: Any, each: int) -> None:
             pairs = _load(b, b.gep(begin, [b.mul(group, _WORD(GROUP // 2))]), _I8, 1)
-            pairs = b.zext(pairs, _vector(_I16))
-            low, high = _from_fp4(b, pairs, 12), _from_fp4(b, pairs, 8)
-            scale = _power(b, b.load(b.gep(scales, [group])))
+            pairs = b.zext(pairs, _vector(_I32))
+            scaled = b.fmul(table, _power(b, b.load(b.gep(scales, [group]))))
+            low = _look_up(b, scaled, b.and_(pairs, _all(15, _I32)))
+            high = _look_up(b, scaled, b.lshr(pairs, _all(4, _I32)))
             for r, start in enumerate(starts):
                 here = b.gep(start, [b.mul(group, _WORD(GROUP))])
                 halves = _load(b, here, _FLOAT, 4), _load(b, b.gep(here, [_WORD(LANES)]), _FLOAT, 4)
                 evens, odds = (b.shuffle_vector(*halves, mask) for mask in (even, odd))
-                sums.add(r, each, _multiply_add(b, low, evens, b.fmul(high, odds)), scale)
+                sums.add(r, 2 * each, low, evens)
+                sums.add(r, 2 * each + 1, high, odds)
 
         whole = _floor(b, groups, 2)
         with _loop(b, _WORD(0), whole, 2) as group:
@@ -204,7 +208,7 @@ class _Call:
             add(b.add(group, _WORD(1)), 1)
         with _loop(b, whole, groups, 1) as group:
             add(group, 0)
-        return [b.fmul(sums.total(r), _FLOAT(2.0**14)) for r in range(len(starts))]
+        return [sums.total(r) for r in range(len(starts))]
 
 
 def _floor(builder: Any, n: Any, step: int) -> Any:
@@ -235,6 +239,7 @@ def _function(module: Any, kind: Any, codes: Any, scales: Any) -> Any:
     inputs = [codes, scales, _WORD, _WORD, _WORD, pointer, _WORD, _WORD.as_pointer(), _WORD, pointer]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), inputs), name)
     function.linkage = "internal"
+    function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
     call = _Call(builder, function.args, kind)
     row = {types.uint8: call.fp8, types.int8: call.fp4}.get(kind, call.wide)
