@@ -222,6 +222,7 @@ class Steps:
         ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
         self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
         self._cache: KVCache | None = None
+        self._kernel: Any = None
 
     def run(
         self, kernel: Any, ids: Array, cache: KVCache, segments: Array | None, last_only: bool, *more: Any
@@ -245,7 +246,9 @@ class Steps:
             tokens.wanted[:N] = not last_only
             tokens.wanted[T - 1 : N : T] = True
             cache.segments[np.arange(B)[:, None], slots] = segments
-            self._team.run(kernel, *self._state, *more)
+            if kernel is not self._kernel:
+                self._kernel, self._launch = kernel, self._team.prepare(kernel, *self._state, *more)
+            self._launch()
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
 
@@ -271,7 +274,7 @@ class Steps:
         self._room = _room(c, self._sizes.layers, rows, threads, cache.capacity)
         arrays = Cache(cache.k, cache.v, cache.segments, cos[0], sin[0])
         self._state: Any = (self._sizes, self._weights, self._tokens, arrays, self._room)
-        self._cache = cache
+        self._cache, self._kernel = cache, None
 
 
 class Decoder(Steps):

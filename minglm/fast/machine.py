@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 _WORD = ir.IntType(64)
+ARGUMENTS = 8192  # bytes that a kernel's arguments take at most
 
 
 def compiled_as(instructions: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -103,10 +104,11 @@ def give_way() -> None:
 
 
 @intrinsic
-def publish(typing, words, at, kernel, arguments):
+def publish(typing, words, at, kernel, arguments, place):
     """Make kernel(rank, threads, *arguments) callable for other threads: words[at] gets the address of a function
-    that does it, words[at + 1] that of the arguments, which are there until the caller returns. The first argument is
-    `words` too: should the kernel raise an error, words[1] gets 1."""
+    that does it, words[at + 1] that of the arguments, which are written to `place`, an array of bytes. Who calls keeps
+    that, and the arrays among the arguments. The first argument is `words` too: should the kernel raise an error,
+    words[1] gets 1."""
     typing.resolve_function_type(kernel, (types.int64, types.int64, *arguments.types), {})
     compiled = kernel.dispatcher.overloads[(types.int64, types.int64, *arguments.types)]
 
@@ -129,14 +131,18 @@ def publish(typing, words, at, kernel, arguments):
             shared = context.make_array(arguments.types[0])(context, inside, each[0])
             inside.store(ir.Constant(_WORD, 1), inside.gep(shared.data, [ir.Constant(_WORD, 1)]))
         inside.ret_void()
-        place = cgutils.alloca_once_value(builder, values[3])
+        if context.get_abi_sizeof(packed) > ARGUMENTS:
+            raise TypeError(f"the arguments of {name} take more than {ARGUMENTS} bytes")
+        room = context.make_array(signature.args[4])(context, builder, values[4])
+        target = builder.bitcast(room.data, packed.as_pointer())
+        builder.store(values[3], target)
         array = context.make_array(signature.args[0])(context, builder, values[0])
-        for offset, pointer in enumerate((function, place)):
+        for offset, pointer in enumerate((function, target)):
             index = builder.add(values[1], ir.Constant(_WORD, offset))
             builder.store(builder.ptrtoint(pointer, _WORD), builder.gep(array.data, [index]))
         return context.get_dummy_value()
 
-    return types.void(words, types.intp, kernel, arguments), code
+    return types.void(words, types.intp, kernel, arguments, place), code
 
 
 @intrinsic

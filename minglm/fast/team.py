@@ -20,7 +20,7 @@ import numpy as np
 
 from minglm.config import Config
 from minglm.fast.jit import DISABLE_JIT, ONE_THREAD, inlined, kernel, stage
-from minglm.fast.machine import call_published, fetch_add, give_way, load, publish, swap_if
+from minglm.fast.machine import ARGUMENTS, call_published, fetch_add, give_way, load, publish, swap_if
 
 # -- how many ----------------------------------------------------------------------------------------------------
 
@@ -115,27 +115,41 @@ def serve(rank, threads, words):
         number += 1
 
 
+@stage
+def begin(words, threads):
+    """Have what is published done by all ranks. False: the workers went home."""
+    number = load(words, TASK)
+    for each in range(STAGES):
+        words[NEXT + 8 * each] = 0
+    if threads > 1 and (number == CLOSED or not swap_if(words, TASK, number, number + 1)):
+        return False
+    call_published(words[FUNCTION], 0, threads, words[FUNCTION + 1])
+    barrier(words, threads)
+    return True
+
+
+@kernel
+def again(words, threads, function, arguments):
+    """Launch what was published before, arguments and all."""
+    words[FUNCTION], words[FUNCTION + 1] = function, arguments
+    return begin(words, threads)
+
+
 # -- a team ------------------------------------------------------------------------------------------------------
 
 
 def parallel(body: Callable[..., None]) -> Any:
     """A kernel `body(rank, threads, words, …)` that all ranks of a team run at the same time: `team.run(name, …)`.
 
-    What the name then stands for is the caller's side, `launch(words, threads, …)`: it publishes the body and its
-    arguments, counts TASK up, which the workers wait for, does the part of rank 0, and meets the others at a barrier.
+    What the name then stands for is the caller's side, `launch(words, threads, place, …)`: it publishes the body and
+    its arguments, counts TASK up, which the workers wait for, does the part of rank 0, and meets the others at a
+    barrier.
     """
     part = stage(body)
 
-    def launch(words, threads, *arguments):
-        number = load(words, TASK)
-        for each in range(STAGES):
-            words[NEXT + 8 * each] = 0
-        publish(words, FUNCTION, part, (words, *arguments))
-        if threads > 1 and (number == CLOSED or not swap_if(words, TASK, number, number + 1)):
-            return False  # the workers went home
-        call_published(words[FUNCTION], 0, threads, words[FUNCTION + 1])
-        barrier(words, threads)
-        return True
+    def launch(words, threads, place, *arguments):
+        publish(words, FUNCTION, part, (words, *arguments), place)
+        return begin(words, threads)
 
     launch.__name__ = f"launch_{body.__name__}"
     launch.__qualname__ = f"launch.{body.__module__}.{body.__qualname__}"  # two of one name share no compiled code
@@ -161,6 +175,7 @@ class Team:
         self.lock = threading.RLock()
         self.words = np.zeros(NEXT + 8 * STAGES, np.int64)
         self.words[TASK] = CLOSED
+        self._place = np.empty(ARGUMENTS, np.uint8)
         self._call, self._gathered, self._leading = _closed_lock(), _closed_lock(), threading.Lock()
         self._go = [_closed_lock() for _ in range(2, self.threads)]
         self._home = [threading.Lock() for _ in range(2, self.threads)]
@@ -170,13 +185,36 @@ class Team:
 
     def run(self, task: Any, *arguments: Any) -> None:
         """Run a `parallel` kernel on all ranks; returns when all are done."""
-        with self.lock:
-            threads = self.ranks()
-            if DISABLE_JIT:
+        self._run(task, self._place, *arguments)
+
+    def prepare(self, task: Any, *arguments: Any) -> Callable[[], None]:
+        """`run` with these arguments, as often as it is called: Numba takes them apart only once, which for the many
+        arrays of a decoding step takes as long as a small model's layer."""
+        place, published = np.empty(ARGUMENTS, np.uint8), np.zeros(0, np.int64)
+
+        def once_more() -> None:
+            nonlocal published
+            if DISABLE_JIT or not len(published):
+                self._run(task, place, *arguments)
+                published = self.words[FUNCTION : FUNCTION + 2].copy()
+            else:
+                self._launch(again, int(published[0]), int(published[1]))
+
+        return once_more
+
+    def _run(self, task: Any, place: np.ndarray, *arguments: Any) -> None:
+        if DISABLE_JIT:
+            with self.lock:
+                self.ranks()
                 self.words[NEXT:] = 0
                 task(0, 1, self.words, *arguments)
-                return
-            while not task(self.words, threads, *arguments):
+            return
+        self._launch(task, place, *arguments)
+
+    def _launch(self, launch: Any, *arguments: Any) -> None:
+        with self.lock:
+            threads = self.ranks()
+            while not launch(self.words, threads, *arguments):
                 self._gather()
             if self.words[FAILED]:  # only with NUMBA_BOUNDSCHECK=1, which has one rank
                 self.words[FAILED] = 0

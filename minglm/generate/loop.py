@@ -22,7 +22,12 @@ class Round(NamedTuple):
     accepted: int
     draft_seconds: float
     verify_seconds: float
-    experts: int  # distinct ones that the check read, over all layers
+    picks: Array  # int [1 + drafted, layer, K] the experts of the tokens that were checked; −1 in dense layers
+
+    @property
+    def experts(self) -> int:
+        """How many experts the check read, each counted once in its layer."""
+        return sum(len(np.unique(layer[layer >= 0])) for layer in self.picks.swapaxes(0, 1))
 
 
 class Step(NamedTuple):

@@ -86,10 +86,9 @@ def speculative_steps(
         new = accept(guesses, rows, how, rng)
         # 3. forget the wrong ones
         engine.truncate(len(ids) + len(new) - 1)
-        end = time.perf_counter()
         engine.hidden = engine.hidden[: len(new)]
-        picks = engine.picks()
-        this: Round | None = Round(len(guesses), len(new) - 1, middle - start, end - middle, distinct_experts(picks))
+        end = time.perf_counter()
+        this: Round | None = Round(len(guesses), len(new) - 1, middle - start, end - middle, engine.picks())
         seconds = end - start
         for token, logits in zip(new, rows, strict=False):
             ids.append(token)
@@ -128,11 +127,6 @@ def verify(drafts: Sequence[int], q: Sequence[Array], p: Sequence[Array], u: Arr
     return [*drafts, draw(p[len(drafts)], v)]
 
 
-def distinct_experts(picks: Array) -> int:  # int [T, layer, K]
-    """How many experts the tokens picked, each counted once in its layer: what a step must read."""
-    return sum(len(np.unique(layer[layer >= 0])) for layer in picks.swapaxes(0, 1))
-
-
 # -- the multi-token-prediction layer drafts ---------------------------------------------------------------------
 
 
@@ -169,8 +163,9 @@ class MtpDrafter:
             logits, states = layer.feed(states[-1:], tokens[-1:])
             guesses.append(pick(logits))
             tokens.append(guesses[-1].id)
-        for k, layer in enumerate(self._layers[:count]):
-            layer.truncate(min(layer.length, max(rows - k, 0)))
+        for k, layer in enumerate(self._layers):
+            if layer.length > max(rows - k, 0):
+                layer.truncate(max(rows - k, 0))
         return guesses
 
 

@@ -70,10 +70,10 @@ class KVCache:
 
         Raises ValueError if a row holds fewer.
         """
-        wanted = np.broadcast_to(length, self.length.shape)
-        if not np.issubdtype(wanted.dtype, np.integer) or (wanted < 0).any() or (wanted > self.length).any():
+        wanted = np.zeros_like(self.length) + length
+        if wanted.dtype != np.int64 or (wanted < 0).any() or (wanted > self.length).any():
             raise ValueError(f"cannot truncate rows holding {self.length.tolist()} tokens to {wanted.tolist()}")
-        self.length = wanted.astype(np.int64)
+        self.length = wanted
 
     def __repr__(self) -> str:
         megabytes = (self.k.nbytes + self.v.nbytes) / 1e6
