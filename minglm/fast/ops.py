@@ -18,6 +18,8 @@ from minglm.config import Config
 from minglm.fast import attention, muon, products, rows
 from minglm.fast.blas import one_thread_each, sgemm
 from minglm.fast.team import team
+from minglm.formats.smallfloats import SmallFloats
+from minglm.model.experts import routed_experts
 from minglm.model.ops import IGNORE, Array, Sight, Tap, embed, no_tap
 from minglm.model.params import Experts, Router, expert, map_record
 from minglm.model.router import RouterSaved, Routing
@@ -133,6 +135,10 @@ class FastOps:
 
     def _wide(self, weight: Array, *shape: int) -> Array:
         """A weight of this shape as float32."""
+        if isinstance(weight, SmallFloats):
+            if weight.shape != shape:
+                raise ValueError(f"a weight has shape {list(weight.shape)}, wanted {list(shape)}")
+            return weight.astype(np.float32)
         check(weight, *shape, bfloat16=True)
         if weight.dtype == np.float32:
             return weight
@@ -275,8 +281,10 @@ class FastOps:
 
     def routed_experts(
         self, x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: Any = None
-    ) -> tuple[Array, Visits]:  # [N, D] -> [N, D]
+    ) -> tuple[Array, Any]:  # [N, D] -> [N, D]
         _refuse(tap)
+        if isinstance(params.gate_proj[0], SmallFloats):  # widened for one expert at a time
+            return routed_experts(x, routing, params, ops=self)
         (N, K), F = routing.indices.shape, params.gate_proj[0].shape[0]
         slots, starts, places = (np.empty(n, np.int64) for n in (N * K, len(params.gate_proj) + 1, (N, K)))
         picked_x, out = self.empty(N * K, x.shape[1]), self.empty(N * K, x.shape[1])

@@ -157,16 +157,13 @@ def _to_mxfp4(weight: Array) -> tuple[Array, Array]:
     groups = np.asarray(weight, np.float32).reshape(*weight.shape[:-1], -1, GROUP)
     largest = np.abs(groups).max(axis=-1, keepdims=True)
     power = np.where(largest > 0, np.frexp(largest)[1] - 3, -127)  # largest / 2 ** power lies in [4, 8)
-    tried = [(np.clip(power + step, -127, 127)) for step in (0, 1)]
-    codes = [np.ldexp(groups, -p).clip(-LARGEST_FP4, LARGEST_FP4).astype(FP4) for p in tried]
-    errors = [
-        np.square(np.ldexp(c.astype(np.float32), p) - groups).sum(axis=-1, keepdims=True)
-        for c, p in zip(codes, tried, strict=True)
-    ]
-    better = errors[1] < errors[0]
-    halves = np.where(better, codes[1].view(np.uint8), codes[0].view(np.uint8)).reshape(*weight.shape[:-1], -1, 2)
-    packed = halves[..., 0] | halves[..., 1] << 4
-    return packed, (np.where(better, tried[1], tried[0])[..., 0] + 127).astype(np.uint8)
+    power = np.clip(power, -127, 126)
+    scaled = np.ldexp(groups, -power)
+    halved, cut = (scaled / 2).astype(FP4), scaled.clip(-LARGEST_FP4, LARGEST_FP4).astype(FP4)
+    errors = [np.square(c.astype(np.float32) * f - scaled).sum(-1, keepdims=True) for c, f in ((cut, 1), (halved, 2))]
+    larger = errors[1] < errors[0]
+    codes = np.where(larger, halved.view(np.uint8), cut.view(np.uint8)).reshape(*weight.shape[:-1], -1, 2)
+    return codes[..., 0] | codes[..., 1] << 4, (power + larger + 127)[..., 0].astype(np.uint8)
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------
