@@ -389,18 +389,31 @@ class Model:
         return describe_html(self)
 
 
-def load(name: str | Path, dtype: Any = "float32") -> Model:
+def load(name: str | Path, dtype: Any = None, mode: str = "memory", memory: float | None = None) -> Model:
     """Load a checkpoint: a folder, or the name of a shipped one ("glm-nano"), found from any working directory.
 
-    `dtype` says how the weights are kept ("float32", "float64", "bfloat16", "float16"); computation is in float32, or
-    float64 for float64 weights. Raises ValueError naming the path and what is wrong with it.
+    `dtype` says how the weights are kept: "float32" (default), "float64", "bfloat16", "float16", "fp8", "fp8-block",
+    "mxfp4"; computation is in float32, or float64 for float64 weights. `mode="mmap"` leaves them in the files, as they
+    are stored there, and reads what a token needs when it needs it: for folders larger than memory. `memory` bounds the
+    bytes of the files that then stay in memory.
+
+    Raises ValueError naming the path and what is wrong with it.
     """
-    from minglm.formats.checkpoint import load_checkpoint
+    from minglm.formats.checkpoint import load_checkpoint, map_checkpoint
     from minglm.text.chat import ChatTemplate
     from minglm.text.tokenizer import Tokenizer
 
     folder = find(name)
-    config, params = load_checkpoint(folder, dtype)
+    if mode not in ("memory", "mmap"):
+        raise ValueError(f"mode = {mode!r} is not there; take 'memory' or 'mmap'")
+    if mode == "mmap":
+        if dtype is not None:
+            raise ValueError(f"dtype = {dtype!r}: mapped weights stay as the files have them; leave dtype out")
+        config, params = map_checkpoint(folder, None if memory is None else int(memory))
+    elif memory is not None:
+        raise ValueError("memory bounds what stays of mapped files; give it with mode='mmap'")
+    else:
+        config, params = load_checkpoint(folder, "float32" if dtype is None else dtype)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise ValueError(

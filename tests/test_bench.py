@@ -177,13 +177,14 @@ def test_reading_sums_the_whole_matrix(monkeypatch):
     kept, team = {}, measuring.team
 
     class Team:
-        def run(self, kernel, weight, x, into):
-            kept["into"] = into
-            team(1).run(kernel, weight, x, into)
+        def run(self, kernel, weight, x, rows, found):
+            kept["rows"] = len(weight)
+            team(1).run(kernel, weight, x, rows, found)
+            kept["last"] = found[0, 0]
 
     monkeypatch.setattr(measuring, "team", lambda threads: Team())
     assert measuring.read_bandwidth(0.1, 1, runs=1) > 0
-    np.testing.assert_array_equal(kept["into"], measuring.COLUMNS)
+    assert kept == {"rows": 100_000 // 4 // measuring.COLUMNS, "last": measuring.COLUMNS}
 
 
 # -- workers -----------------------------------------------------------------------------------------------------

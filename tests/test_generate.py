@@ -129,7 +129,9 @@ def test_both_engines_take_the_same_tokens(model: Model) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_weights_that_the_fast_engine_does_not_read_are_refused_and_not_taken_elsewhere(dtype: str) -> None:
     model = model_of().astype(dtype)
-    with pytest.raises(ValueError, match=f"fast engine reads float32 and bfloat16 weights, these are {dtype}; use eng"):
+    with pytest.raises(
+        ValueError, match=f"fast engine reads float32, bfloat16, fp8 and mxfp4 weights, these are {dtype}; use eng"
+    ):
         model.generate(PROMPT, 3)
     assert len(model.generate(PROMPT, 3, engine="numpy").ids) == 3
 

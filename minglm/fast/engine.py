@@ -12,6 +12,7 @@ from minglm.fast.jit import DISABLE_JIT
 from minglm.fast.kernels import CHUNK, NOT_PICKED
 from minglm.fast.ops import shared_ops
 from minglm.fast.team import team, thread_count
+from minglm.formats.mapped import ExpertStack
 from minglm.formats.smallfloats import BLOCK, SmallFloats
 from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
@@ -53,7 +54,7 @@ class AddressBook:
 
     def __init__(self, layers: Sequence[Layer], embedding: Array, norm: Array, head: Array, config: Config):
         """Raises ValueError for weights that the kernels do not read."""
-        rest = norm.dtype
+        rest = embedding.dtype
         if rest.name not in ("float32", "bfloat16") or not rest.isnative:
             kind = rest.name if rest.isnative else f"{rest.name} of another byte order"
             raise ValueError(
@@ -67,6 +68,10 @@ class AddressBook:
         self.layers, self.experts = np.zeros((2, L, decode.COLUMNS), np.int64), np.zeros((2, L, E, 3), np.int64)
         for i, layer in enumerate(layers):
             self._enter(i, layer)
+        stacks: list[tuple[int, Any]] = [
+            (i, layer.mlp.experts.gate_proj) for i, layer in enumerate(layers) if isinstance(layer.mlp, Moe)
+        ]
+        self.mapped: list[tuple[int, ExpertStack]] = [(i, s) for i, s in stacks if isinstance(s, ExpertStack)]
         ends = self.matrix(embedding, rest.name, V, D)[0], self.vector(norm, D), self.matrix(head, rest.name, V, D)[0]
         self.ends = np.array(ends)
 
@@ -151,7 +156,7 @@ _CODES = {
 
 def _stored_as(layers: Sequence[Layer], rest: str) -> tuple[str, str]:
     """How the matrices of attention and dense MLPs are stored, and the routed experts."""
-    routed = [layer.mlp.experts.gate_proj for layer in layers if isinstance(layer.mlp, Moe)]
+    routed = [layer.mlp.experts.gate_proj[0] for layer in layers if isinstance(layer.mlp, Moe)]
     first = layers[0].self_attn.q_proj.weight, routed[0] if routed else None
     linear, experts = (each.kind if isinstance(each, SmallFloats) else rest for each in first)
     if {linear, experts} == {"fp8", "fp8-block"}:
@@ -249,6 +254,8 @@ class Steps:
             if kernel is not self._kernel:
                 self._kernel, self._launch = kernel, self._team.prepare(kernel, *self._state, *more)
             self._launch()
+            for i, stack in self._book.mapped:
+                stack.used(self._room.picks[i, :N])
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
 

@@ -18,6 +18,7 @@ from minglm.config import Config
 from minglm.fast import attention, muon, products, rows
 from minglm.fast.blas import one_thread_each, sgemm
 from minglm.fast.team import team
+from minglm.formats.mapped import ExpertStack
 from minglm.formats.smallfloats import SmallFloats
 from minglm.model.experts import routed_experts
 from minglm.model.ops import IGNORE, Array, Sight, Tap, embed, no_tap
@@ -284,7 +285,10 @@ class FastOps:
     ) -> tuple[Array, Any]:  # [N, D] -> [N, D]
         _refuse(tap)
         if isinstance(params.gate_proj[0], SmallFloats):  # widened for one expert at a time
-            return routed_experts(x, routing, params, ops=self)
+            y, history = routed_experts(x, routing, params, ops=self)
+            if isinstance(params.gate_proj, ExpertStack):
+                params.gate_proj.used(routing.indices)
+            return y, history
         (N, K), F = routing.indices.shape, params.gate_proj[0].shape[0]
         slots, starts, places = (np.empty(n, np.int64) for n in (N * K, len(params.gate_proj) + 1, (N, K)))
         picked_x, out = self.empty(N * K, x.shape[1]), self.empty(N * K, x.shape[1])
@@ -298,6 +302,8 @@ class FastOps:
         self._run_products(
             products.experts_forward, flat(x), *picks, *visits[:4], _addresses(params, F, x.shape[1]), *room, y
         )
+        if isinstance(params.gate_proj, ExpertStack):
+            params.gate_proj.used(routing.indices)
         return y, visits
 
     def routed_experts_bwd(

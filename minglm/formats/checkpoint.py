@@ -19,9 +19,10 @@ import numpy as np
 from safetensors import SafetensorError
 
 from minglm.config import Config
+from minglm.formats.mapped import ExpertStack, Home, Residency
 from minglm.formats.memory import check_memory, sizes_by_mode
 from minglm.formats.smallfloats import SmallFloats, disk_tensors, quantization_config
-from minglm.formats.sources import find_sources, some
+from minglm.formats.sources import Source, find_sources, some
 from minglm.formats.storage import Storage, as_storage, cast
 from minglm.formats.tensors import TensorFile, write_tensors
 from minglm.model.ops import Array
@@ -43,21 +44,14 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
     Raises ValueError with one list of everything that is missing, unexpected or of another shape or kind.
     """
     folder, storage = Path(folder), as_storage(dtype)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
-    with _open_files(folder) as found:
-        config = _config_of(folder)
-        config, own_ends = _mtp_layout(config, found.keys(), folder)
-        _check_count(config, len(found), folder)
-        wanted = shapes(config, own_ends)
-        sources = find_sources(found, {n: a.shape for n, a in walk(wanted)}, folder)
+    with open_folder(folder) as (config, wanted, sources):
         count = sum(array.size for _, array in walk_stacked(wanted))
         check_memory(
             f"{folder}: {count:,} parameters: {sizes_by_mode(count)}",
             sum(storage.bytes_of(name, array.shape) for name, array in walk_stacked(wanted)),
-            "take a smaller model"
+            "take a smaller model, or mode='mmap'"
             if storage.rest.itemsize == 2
-            else "load with dtype='bfloat16', 'fp8' or 'mxfp4', or a smaller model",
+            else "load with dtype='bfloat16', 'fp8' or 'mxfp4', a smaller model, or mode='mmap'",
         )
         not_finite: list[str] = []
 
@@ -70,12 +64,72 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
             return out
 
         try:
-            params = build(config, read, own_ends)
+            params = build(config, read, _own_ends(wanted))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{folder}: cannot read the weights: {error}; copy the files again") from error
     if not_finite:
         warnings.warn(f"{folder}: NaN or infinity in {some(not_finite)}", stacklevel=2)
     return config, params
+
+
+def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Config, Params]:
+    """The same without reading: every weight is a view of the files, as it is stored there.
+
+    `memory` bounds the bytes of the files that stay in memory; see `minglm.formats.mapped`. Raises ValueError if what
+    every token needs (all but the routed experts), with one token's experts, takes more.
+    """
+    folder = Path(folder)
+    with open_folder(folder) as (config, wanted, sources):
+        rest = sum(
+            span.stop - span.start for name, s in sources.items() for span in s.spans() if ".mlp.experts." not in name
+        )
+        one = sum(span.stop - span.start for s in _one_expert(config, sources) for span in s.spans())
+        least = rest + one * config.num_experts_per_tok
+        if memory is not None and memory < least:
+            raise ValueError(
+                f"{folder}: memory = {memory / 1e9:.2f} GB is less than one token needs: {rest / 1e9:.2f} GB for all "
+                f"but the routed experts, {(least - rest) / 1e9:.2f} GB for those of one layer; give at least "
+                f"{least / 1e9:.2f} GB"
+            )
+        residency = Residency(None if memory is None else memory - rest)
+        homes: dict[str, Home] = {}
+
+        def view(name: str, shape: tuple[int, ...]) -> Any:
+            if "*" not in name:
+                return sources[name].view()
+            layer = name.partition(".mlp.")[0]
+            if layer not in homes:
+                parts = ("gate_proj", "up_proj", "down_proj")
+                spans = [
+                    tuple(span for part in parts for span in sources[f"{layer}.mlp.experts.{e}.{part}.weight"].spans())
+                    for e in range(shape[0])
+                ]
+                homes[layer] = Home(residency, spans)
+            return ExpertStack([sources[name.replace("*", str(e))].view() for e in range(shape[0])], homes[layer])
+
+        return config, build(config, view, _own_ends(wanted))
+
+
+def _one_expert(config: Config, sources: dict[str, Source]) -> list[Source]:
+    return [s for name, s in sources.items() if f"layers.{config.first_k_dense_replace}.mlp.experts.0." in name]
+
+
+def _own_ends(wanted: Params) -> bool:
+    return any(mtp.embed_tokens is not None for mtp in wanted.mtp)
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[tuple[Config, Params, dict[str, Source]]]:
+    """The config, the shapes of what it asks for, and where each tensor of it stands. Raises ValueError for a folder
+    that does not fit together."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
+    with _open_files(folder) as found:
+        config = _config_of(folder)
+        config, own_ends = _mtp_layout(config, found.keys(), folder)
+        _check_count(config, len(found), folder)
+        wanted = shapes(config, own_ends)
+        yield config, wanted, find_sources(found, {n: a.shape for n, a in walk(wanted)}, folder)
 
 
 def _config_of(folder: Path) -> Config:

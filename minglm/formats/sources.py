@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minglm.formats.mapped import Span
 from minglm.formats.smallfloats import GROUP, SmallFloats, shapes_of
 from minglm.formats.storage import Storage
 from minglm.formats.tensors import DTYPES, FLOATS, TensorFile
@@ -35,6 +36,11 @@ class Source(NamedTuple):
         """The same in the file's own bytes (but for scales that are not stored as they are used)."""
         arrays = [self.files[name].view(name) for name in self.names]
         return arrays[0] if self.kind is None else _small(self.kind, *arrays)
+
+    def spans(self) -> Iterator[Span]:
+        """Where it stands."""
+        for name in self.names:
+            yield self.files[name].span(name)
 
     def fill(self, out: Any) -> bool:
         """Write the weight into an array or `SmallFloats` of its shape; whether all of it is finite. Numbers that are

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from minglm.formats.mapped import Span
 from minglm.model.ops import Array
 
 FLOATS = {
@@ -65,6 +66,11 @@ class TensorFile:
         """The tensor, read-only, in the file's own bytes: nothing is read before somebody looks at it."""
         kind, shape, start, stop = self.entries[name]
         return np.frombuffer(memoryview(self.map)[start:stop], DTYPES[kind]).reshape(shape)
+
+    def span(self, name: str) -> Span:
+        """Where the tensor stands in the mapped file."""
+        _, _, start, stop = self.entries[name]
+        return Span(self.map, start, stop)
 
     @functools.cached_property
     def map(self) -> mmap.mmap:
