@@ -142,7 +142,8 @@ def _eval(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    from minglm.look.describe import architecture, describe
+    from minglm.look.describe import architecture
+    from minglm.look.folder import describe_folder
     from minglm.look.tables import table
 
     try:
@@ -155,11 +156,7 @@ def _inspect(given: argparse.Namespace) -> None:
         print(table(architecture(config), ("size", "letter", "value")))
         print(f"\n{counts.total:,} parameters, {counts.active:,} active for a token")
         return
-    model = load(folder)
-    print(describe(model))
-    if given.tensors:
-        for name, array in minglm.walk(model.params):
-            print(f"{name:70s} {array.dtype.name:10s} {list(array.shape)}")
+    print(describe_folder(folder, given.tensors))
 
 
 def _convert(given: argparse.Namespace) -> None:

@@ -15,14 +15,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError
 
 from minglm.config import Config
 from minglm.formats.mapped import ExpertStack, Home, Residency
 from minglm.formats.memory import check_memory, sizes_by_mode
-from minglm.formats.smallfloats import SmallFloats, disk_tensors, quantization_config
-from minglm.formats.sources import Source, find_sources, some
+from minglm.formats.smallfloats import SmallFloats, disk_tensors, is_small, quantization_config
+from minglm.formats.sources import Files, Source, find_sources, some
 from minglm.formats.storage import Storage, as_storage, cast
 from minglm.formats.tensors import TensorFile, write_tensors
 from minglm.model.ops import Array
@@ -96,7 +97,10 @@ def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Confi
 
         def view(name: str, shape: tuple[int, ...]) -> Any:
             if "*" not in name:
-                return sources[name].view()
+                source = sources[name]
+                if source.kind and not is_small(name, source.kind):  # the FP8 releases' MTP head
+                    return source.read().astype(ml_dtypes.bfloat16)
+                return source.view()
             layer = name.partition(".mlp.")[0]
             if layer not in homes:
                 parts = ("gate_proj", "up_proj", "down_proj")
@@ -124,12 +128,20 @@ def open_folder(folder: Path) -> Iterator[tuple[Config, Params, dict[str, Source
     that does not fit together."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a checkpoint is a folder with config.json and *.safetensors")
-    with _open_files(folder) as found:
-        config = _config_of(folder)
-        config, own_ends = _mtp_layout(config, found.keys(), folder)
-        _check_count(config, len(found), folder)
-        wanted = shapes(config, own_ends)
-        yield config, wanted, find_sources(found, {n: a.shape for n, a in walk(wanted)}, folder)
+    with open_files(folder) as found:
+        config, wanted = expected_of(folder, found)
+        yield config, wanted, find_sources(found, shapes_by_name(wanted), folder)
+
+
+def expected_of(folder: Path, found: Files) -> tuple[Config, Params]:
+    """The config, but for MTP layers that the files lack, and the shapes of what it asks for."""
+    config, own_ends = _mtp_layout(_config_of(folder), found.keys(), folder)
+    _check_count(config, len(found), folder)
+    return config, shapes(config, own_ends)
+
+
+def shapes_by_name(wanted: Params) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in walk(wanted)}
 
 
 def _config_of(folder: Path) -> Config:
@@ -173,7 +185,7 @@ def _mtp_layout(config: Config, names: Any, folder: Path) -> tuple[Config, bool]
 
 
 @contextmanager
-def _open_files(folder: Path) -> Iterator[dict[str, TensorFile]]:
+def open_files(folder: Path) -> Iterator[dict[str, TensorFile]]:
     """Tensor name -> the open file that holds it."""
     found: dict[str, TensorFile] = {}
     with ExitStack() as files:

@@ -72,13 +72,7 @@ def _has_nan(codes: Array) -> bool:
 def find_sources(files: Files, expected: Mapping[str, tuple[int, ...]], folder: Path) -> dict[str, Source]:
     """The source of each expected weight, name -> shape. Raises ValueError with one list of everything that is missing,
     unexpected, or of another shape or dtype."""
-    sources = {name: _source(files, name, shape) for name, shape in expected.items()}
-    used = {name for source in sources.values() for name in source.names}
-    problems = [problem for name, shape in expected.items() for problem in _problems(sources[name], shape)]
-    for name, file in files.items():
-        shape = file.entries[name].shape
-        if name not in used and 0 not in shape:  # transformers writes empty tensors where there are no shared experts
-            problems.append(f"unexpected: {name} {list(shape)}")
+    sources, problems = match(files, expected)
     if problems:
         listing = "\n  ".join(problems)
         raise ValueError(
@@ -86,6 +80,18 @@ def find_sources(files: Files, expected: Mapping[str, tuple[int, ...]], folder: 
             f"compare its sizes and num_nextn_predict_layers with the files:\n  {listing}"
         )
     return sources
+
+
+def match(files: Files, expected: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Source], list[str]]:
+    """The sources, and a line for each tensor that does not fit."""
+    sources = {name: _source(files, name, shape) for name, shape in expected.items()}
+    used = {name for source in sources.values() for name in source.names}
+    problems = [problem for name, shape in expected.items() for problem in _problems(sources[name], shape)]
+    for name, file in files.items():
+        shape = file.entries[name].shape
+        if name not in used and 0 not in shape:  # transformers writes empty tensors where there are no shared experts
+            problems.append(f"unexpected: {name} {list(shape)}")
+    return sources, problems
 
 
 def _source(files: Files, name: str, shape: tuple[int, ...]) -> Source:

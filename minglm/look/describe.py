@@ -9,7 +9,7 @@ from minglm.model.params import walk_stacked
 if TYPE_CHECKING:
     from minglm.api import Model
 
-__all__ = ["architecture", "costs", "describe", "describe_html", "table"]
+__all__ = ["architecture", "costs", "describe", "describe_html", "in_bytes", "table"]
 
 _ARCHITECTURE = ("size", "letter", "value")
 _COSTS = ("cost", "value")
@@ -71,14 +71,15 @@ def costs(model: "Model") -> list[tuple[str, str]]:
     return [
         ("parameters, total", f"{counts.total:,}"),
         ("parameters, active for one token", f"{counts.active:,} ({counts.active / counts.total:.1%})"),
-        ("weights in memory", f"{_bytes(stored)} ({model.params.norm.weight.dtype.name})"),
-        ("key/value cache per token", f"{_bytes(config.kv_bytes_per_token(itemsize))} ({compute})"),
+        ("weights in memory", f"{in_bytes(stored)} ({model.params.norm.weight.dtype.name})"),
+        ("key/value cache per token", f"{in_bytes(config.kv_bytes_per_token(itemsize))} ({compute})"),
         ("floating-point operations, first token", f"{config.flops_per_token(1):,}"),
         (f"floating-point operations, token {context:,}", f"{config.flops_per_token(context):,}"),
     ]
 
 
-def _bytes(count: int) -> str:
+def in_bytes(count: int) -> str:
+    """A number of bytes for people."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:,.1f} {unit}"
