@@ -238,6 +238,10 @@ class Model:
         from minglm.generate.speculative import ModelDrafter, MtpDrafter, NumpyMtpLayer
 
         if helper is not None:
+            if name == "fast":
+                from minglm.fast.team import thread_count
+
+                threads = thread_count(threads, self.config)  # one team for both: its workers are awake already
             return ModelDrafter(helper._engine(name, capacity, threads, None))
         numbers = range(len(self.params.mtp))
         if name == "numpy":
