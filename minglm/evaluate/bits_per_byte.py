@@ -3,6 +3,7 @@
 import lzma
 import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ from minglm.data.heldout import Document, heldout_documents
 from minglm.evaluate.confidence import bootstrap
 from minglm.evaluate.ngram import ngram_bits_per_byte
 from minglm.evaluate.passes import logits_of, operations, token_bits, tokenizer_of
+from minglm.model.ops import Ops
 
 if TYPE_CHECKING:
     from minglm.api import Model
@@ -34,16 +36,21 @@ def bits_per_byte(
 
 
 def document_bits(
-    model: "Model", documents: list[Document], sequence_length: int = 256, most_batches: int | None = None
+    model: "Model",
+    documents: list[Document],
+    sequence_length: int = 256,
+    most_batches: int | None = None,
+    ops: Ops | None = None,
 ) -> np.ndarray:  # -> [document, 2]
-    """For each document the bits of its tokens and their bytes; see `bits_per_byte`. Zeros for one not looked at."""
+    """For each document the bits of its tokens and their bytes; see `bits_per_byte`. Zeros for one not looked at.
+    `ops`: compute with these operations instead of the ones that suit the model."""
     tokenizer = tokenizer_of(model)
     sizes = np.array([len(tokenizer.token_bytes(i)) for i in range(len(tokenizer))])
     sizes[list(tokenizer.end_ids)] = 0
     found = np.zeros((len(documents), 2))
-    with operations(model) as ops:
+    with nullcontext(ops) if ops else operations(model) as chosen:
         for batch, document in islice(_windows(model, documents, sequence_length), most_batches):
-            bits = token_bits(logits_of(model, batch, ops), batch.targets)
+            bits = token_bits(logits_of(model, batch, chosen), batch.targets)
             scored = batch.targets != IGNORE
             np.add.at(found[:, 0], document[scored], bits[scored])
             np.add.at(found[:, 1], document[scored], sizes[batch.targets[scored]])
