@@ -122,6 +122,9 @@ class Chain:
     def picks(self):
         return np.zeros((1, 1, 1), int)
 
+    def begin(self, prompt, hidden):
+        pass
+
     def draft(self, ids, hidden, count, pick):
         guesses, last = [], ids[-1]
         for _ in range(count):
@@ -171,6 +174,9 @@ class Prophet:
 
     def __init__(self, text, seed, vocab_size):
         self.text, self.random, self.vocab_size = text, random_state(seed), vocab_size
+
+    def begin(self, prompt, hidden):
+        pass
 
     def draft(self, ids, hidden, count, pick):
         right = (self.text[len(ids) :] + [0] * count)[:count]
@@ -236,8 +242,8 @@ def test_a_drafting_model_reads_each_accepted_token_once():
     drafter = speculative.ModelDrafter(Watched(model, 40))
     target, prompt = NumpyEngine(model, 40), [7, 8, 9]
     made = [s.id for s in speculative_steps(target, drafter, prompt, 13, GREEDY, frozenset(), 61, 3)]
-    assert fed[0] == [*prompt, made[0]]
-    read = [token for ids in fed[1:] for token in ids]
+    assert fed[:2] == [prompt[:-1], [prompt[-1], made[0]]]
+    read = [token for ids in fed[2:] for token in ids]
     assert read == made[1 : 1 + len(read)]
     assert len(read) >= 9
 
@@ -312,6 +318,9 @@ def test_each_guess_is_what_the_layer_says_without_a_cache(layers):
 
     class Both:
         """The prophet's guesses count, the MTP layer's are compared."""
+
+        def begin(self, prompt, hidden):
+            mtp.begin(prompt, hidden)
 
         def draft(self, ids, hidden, count, pick):
             told, seen = prophet.draft(ids, hidden, count, pick), []

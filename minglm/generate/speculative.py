@@ -39,6 +39,9 @@ Pick = Callable[[Array], Guess]  # from the drafter's logits [V]
 class Drafter(Protocol):
     """Who guesses."""
 
+    def begin(self, prompt: Sequence[int], hidden: Array) -> None:
+        """Read the prompt. `hidden` [T, D]: the model's states, after the final norm, of its tokens."""
+
     def draft(self, ids: Sequence[int], hidden: Array, count: int, pick: Pick) -> list[Guess]:
         """Guess the `count` tokens after `ids`, of which the model has not read the last one. `hidden` [T, D]: the
         model's states, after the final norm, of the tokens before it that came since the last call."""
@@ -70,6 +73,9 @@ def speculative_steps(
 
     start = time.perf_counter()
     logits = usable(engine.feed(prompt), usable_tokens, "new token 1")
+    if max_new_tokens > 1:
+        drafter.begin(prompt, engine.hidden)
+        engine.hidden = engine.hidden[-1:]
     seconds = time.perf_counter() - start
     ids = [*prompt, choose(logits, how, rng)]
     reason = stop_reason(ids[-1], end_ids, max_new_tokens == 1)
@@ -143,6 +149,14 @@ class MtpDrafter:
         self._layers = layers
         self._last: list[Array] = [np.zeros((0, 0))] * len(layers)  # [1, D] each layer's output in its last true row
 
+    def begin(self, prompt: Sequence[int], hidden: Array) -> None:
+        states = hidden
+        for k, layer in enumerate(self._layers):
+            states = states[: len(prompt) - 1 - k]
+            if len(states):
+                _, states = layer.feed(states, prompt[k + 1 :])
+                self._last[k] = states[-1:]
+
     def draft(self, ids: Sequence[int], hidden: Array, count: int, pick: Pick) -> list[Guess]:
         tokens, guesses, states = list(ids), list[Guess](), hidden
         rows = len(ids) - 1  # as many states of the model there are
@@ -213,6 +227,11 @@ class ModelDrafter:
     def __init__(self, engine: Engine):
         self._engine = engine
         self._read: list[int] = []
+
+    def begin(self, prompt: Sequence[int], hidden: Array) -> None:
+        if len(prompt) > 1:
+            self._engine.feed(prompt[:-1])
+            self._read = list(prompt[:-1])
 
     def draft(self, ids: Sequence[int], hidden: Array, count: int, pick: Pick) -> list[Guess]:
         same = next((i for i, pair in enumerate(zip(self._read, ids, strict=False)) if pair[0] != pair[1]), None)
