@@ -180,7 +180,7 @@ def test_reading_sums_the_whole_matrix(monkeypatch):
         def run(self, kernel, weight, x, rows, found):
             kept["rows"] = len(weight)
             team(1).run(kernel, weight, x, rows, found)
-            kept["last"] = found[0, 0]
+            kept["last"] = found[0, 0, 0]
 
     monkeypatch.setattr(measuring, "team", lambda threads: Team())
     assert measuring.read_bandwidth(0.1, 1, runs=1) > 0

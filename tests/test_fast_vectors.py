@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minglm.fast.jit import kernel
-from minglm.fast.vectors import codes_at, dots, scales_at
+from minglm.fast.vectors import codes_at, products, scales_at
 from minglm.formats.smallfloats import SmallFloats
 from minglm.model import ops
 from tests.helpers import random_state
@@ -18,13 +18,15 @@ SIZES = [(1, 1), (3, 7), (2, 16), (5, 31), (4, 64), (3, 75), (2, 130), (130, 96)
 
 
 @kernel
-def all_dots(weight_at, scales_there, rows, columns, block, like, x, indices, room, into):
+def all_products(weight_at, scales_there, rows, columns, block, like, x, indices, room, into):
     weight = codes_at(weight_at, rows, columns, like)
     scales = scales_at(scales_there, rows, columns, block, like)
-    for i in range(rows):
-        dots(weight, scales, block, i, x, indices, len(indices), room)
+    for first in range(0, rows, room.shape[1]):
+        last = min(first + room.shape[1], rows)
+        products(weight, scales, block, first, last, x, indices, len(indices), room)
         for m in range(len(indices)):
-            into[m, i] = room[m]
+            for i in range(first, last):
+                into[m, i] = room[m, i - first]
 
 
 def numbers(seed, *shape):
@@ -42,12 +44,12 @@ def stored(kind, weight):
     return small.codes, small.scales, small.astype(F32)
 
 
-def product(kind, codes, scales, shape, x, indices):
-    """[indices, out]"""
-    into, room = np.full((len(indices), shape[0]), 99, F32), np.full(2 * len(indices), 99, F32)
+def product(kind, codes, scales, shape, x, indices, together=64):
+    """[indices, out], so many outputs in one go."""
+    into, room = np.full((len(indices), shape[0]), 99, F32), np.full((len(indices), together), 99, F32)
     block = 128 if kind == "fp8-block" else 0
     like = np.zeros(0, CODES[kind])
-    all_dots(codes.ctypes.data, scales.ctypes.data, *shape, block, like, x, np.array(indices), room, into)
+    all_products(codes.ctypes.data, scales.ctypes.data, *shape, block, like, x, np.array(indices), room, into)
     return into
 
 
@@ -59,7 +61,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "shape"), CASES)
-def test_dots_are_linear(kind, shape):
+def test_products_are_linear(kind, shape):
     weight, x = numbers(0, *shape) * np.exp(numbers(1, shape[0], 1)), numbers(2, 6, shape[1] + 3)
     codes, scales, meant = stored(kind, weight)
     for indices in ([4], [5, 0], [1, 2, 3], [0, 5, 4, 2, 1, 3, 3]):
@@ -75,7 +77,8 @@ def test_a_row_s_bits_do_not_depend_on_its_company(kind, shape):
     x = numbers(2, 9, shape[1])
     alone = np.concatenate([product(kind, codes, scales, shape, x, [n]) for n in range(9)])
     for indices in ([0, 1], [8, 7, 6], [1, 3, 5, 7], list(range(9)), [2] * 5):
-        assert np.array_equal(product(kind, codes, scales, shape, x, indices), alone[indices])
+        for together in (1, 3, 64):
+            assert np.array_equal(product(kind, codes, scales, shape, x, indices, together), alone[indices])
 
 
 @pytest.mark.parametrize("size", [1, 7, 31, 64, 130, 1000])

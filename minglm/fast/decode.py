@@ -5,7 +5,7 @@ does it. `threads` ranks run this code at the same time; each stage gives every 
 reading weights is all the work there is, and ends at a `barrier` where the ranks wait for each other. What is cheaper
 to repeat than to wait for (norms, the choice of experts) every rank computes for itself, in room of its own.
 
-An output of a matrix is always made by one rank, for all rows (`dots`), keys go in chunks that are counted from the
+An output of a matrix is always made by one rank, for all rows (`products`), keys go in chunks that are counted from the
 first, and rows do not know of each other: so a row's bits depend neither on the number of threads nor on what else is
 in the batch.
 """
@@ -30,7 +30,9 @@ from minglm.fast.kernels import (
 )
 from minglm.fast.machine import matrix, vector, widen
 from minglm.fast.team import barrier, parallel, share
-from minglm.fast.vectors import codes_at, dots, scales_at
+from minglm.fast.vectors import codes_at, products, scales_at
+
+OUTPUTS = 64  # of a matrix that are made in one go
 
 # -- what the step works on --------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Room(NamedTuple):
     own_normed: np.ndarray  # [threads · N, D]
     own_head: np.ndarray  # [threads · N, d]
     own_rows: np.ndarray  # int64 [threads, N] rows to multiply, and
-    own_found: np.ndarray  # [threads, 2 · N] what comes out
+    own_found: np.ndarray  # [threads, N, OUTPUTS] what comes out
     q: np.ndarray  # [N, H, d]
     firsts: np.ndarray  # int64 [N] the first key that each row sees
     own_scores: np.ndarray  # [threads, CHUNK]
@@ -226,10 +228,12 @@ def project_joined(rank, threads, sizes, weights, tokens, room, entry):
     N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
     start, stop = share(rank, threads, sizes.D)
     all_rows(N, 0, rows)
-    for i in range(start, stop):
-        dots(weight, scales, 0, i, entry.joined, rows, N, found)
+    for first in range(start, stop, OUTPUTS):
+        last = min(first + OUTPUTS, stop)
+        products(weight, scales, 0, first, last, entry.joined, rows, N, found)
         for n in range(N):
-            room.x[n, i] = found[n]
+            for i in range(first, last):
+                room.x[n, i] = found[n, i - first]
 
 
 @inlined
@@ -253,10 +257,12 @@ def project_heads(rank, threads, layer, sizes, weights, tokens, cache, room):
         weight = codes_at(at[Q + part], heads * d, sizes.D, weights.linear)
         scales = scales_at(weights.layer_scales[layer, Q + part], heads * d, sizes.D, weights.block, weights.linear)
         bias = vector(at[Q_BIAS + part], heads * d)
-        for i in range(d):
-            dots(weight, scales, weights.block, head * d + i, room.own_normed, rows, N, found)
+        for first in range(0, d, OUTPUTS):
+            last, at_head = min(first + OUTPUTS, d), head * d
+            products(weight, scales, weights.block, at_head + first, at_head + last, room.own_normed, rows, N, found)
             for n in range(N):
-                own[mine + n, i] = found[n] + bias[head * d + i]
+                for i in range(first, last):
+                    own[mine + n, i] = found[n, i - first] + bias[at_head + i]
         for n in range(N):
             if part < 2 and sizes.head_norm:
                 normalise_row(own, mine + n, vector(at[Q_NORM + part], d), sizes.eps, own, mine + n)
@@ -322,10 +328,12 @@ def project_back(rank, threads, layer, sizes, weights, tokens, room):
     N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
     all_rows(N, 0, rows)
     start, stop = share(rank, threads, sizes.D)
-    for i in range(start, stop):
-        dots(weight, scales, weights.block, i, room.heads, rows, N, found)
+    for first in range(start, stop, OUTPUTS):
+        last = min(first + OUTPUTS, stop)
+        products(weight, scales, weights.block, first, last, room.heads, rows, N, found)
         for n in range(N):
-            room.x[n, i] += found[n]
+            for i in range(first, last):
+                room.x[n, i] += found[n, i - first]
 
 
 @inlined
@@ -344,10 +352,12 @@ def score_experts(rank, threads, layer, sizes, weights, tokens, room):
     N, rows, found = tokens.N[0], room.own_rows[rank], room.own_found[rank]
     all_rows(N, rank * len(room.x), rows)
     start, stop = share(rank, threads, sizes.E)
-    for e in range(start, stop):
-        dots(router, scales, 0, e, room.own_normed, rows, N, found)
+    for first in range(start, stop, OUTPUTS):
+        last = min(first + OUTPUTS, stop)
+        products(router, scales, 0, first, last, room.own_normed, rows, N, found)
         for n in range(N):
-            room.router_scores[n, e] = sigmoid(found[n])
+            for e in range(first, last):
+                room.router_scores[n, e] = sigmoid(found[n, e - first])
 
 
 @stage
@@ -408,10 +418,12 @@ def expand_one(rank, j, e, first, last, F, at, scale_at, kind, sizes, weights, t
             weight = codes_at(at[part], F, sizes.D, kind)
             scales = scales_at(scale_at[part], F, sizes.D, weights.block, kind)
             into = room.gate if part == 0 else room.up
-            for f in range(first, last):
-                dots(weight, scales, weights.block, f, room.own_normed, rows, count, found)
+            for begin in range(first, last, OUTPUTS):
+                end = min(begin + OUTPUTS, last)
+                products(weight, scales, weights.block, begin, end, room.own_normed, rows, count, found)
                 for m in range(count):
-                    into[j * N + rows[m] - mine, f] = found[m]
+                    for f in range(begin, end):
+                        into[j * N + rows[m] - mine, f] = found[m, f - begin]
         for m in range(count):
             silu_times(room.gate, room.up, j * N + rows[m] - mine, first, last)
 
@@ -456,11 +468,13 @@ def contract_one(rank, j, e, start, stop, F, at, scale_at, kind, sizes, weights,
     weight = codes_at(at, sizes.D, F, kind)
     scales = scales_at(scale_at, sizes.D, F, weights.block, kind)
     count = rows_of(e, N, j * N, room.own_weights[rank], rows)
-    for i in range(start, stop):
-        dots(weight, scales, weights.block, i, room.gate, rows, count, found)
+    for first in range(start, stop, OUTPUTS):
+        last = min(first + OUTPUTS, stop)
+        products(weight, scales, weights.block, first, last, room.gate, rows, count, found)
         for m in range(count):
             n = rows[m] - j * N
-            room.y[n, i] += room.own_weights[rank, n, e] * found[m]
+            for i in range(first, last):
+                room.y[n, i] += room.own_weights[rank, n, e] * found[m, i - first]
 
 
 @stage
@@ -477,10 +491,12 @@ def finish(rank, threads, sizes, weights, tokens, room):
             rows[count] = mine + n
             count += 1
     start, stop = share(rank, threads, sizes.V)
-    for i in range(start, stop):
-        dots(head, scales, 0, i, room.own_normed, rows, count, found)
+    for first in range(start, stop, OUTPUTS):
+        last = min(first + OUTPUTS, stop)
+        products(head, scales, 0, first, last, room.own_normed, rows, count, found)
         for m in range(count):
-            room.logits[rows[m] - mine, i] = found[m]
+            for i in range(first, last):
+                room.logits[rows[m] - mine, i] = found[m, i - first]
     if rank == 0:
         for n in range(N):
             for i in range(sizes.D):

@@ -377,7 +377,7 @@ def _room(c: Config, layers: int, N: int, threads: int, capacity: int) -> Room:
         own_normed=floats(threads * N, D),
         own_head=floats(threads * N, d),
         own_rows=np.zeros((threads, N), np.int64),
-        own_found=floats(threads, 2 * N),
+        own_found=floats(threads, N, decode.OUTPUTS),
         q=floats(N, H, d),
         firsts=np.zeros(N, np.int64),
         own_scores=floats(threads, CHUNK),

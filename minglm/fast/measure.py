@@ -6,17 +6,17 @@ import numpy as np
 from llvmlite import binding
 
 from minglm.fast.team import parallel, share, team
-from minglm.fast.vectors import dots
+from minglm.fast.vectors import products
 
-COLUMNS = 4096
+COLUMNS, OUTPUTS = 4096, 64
 
 
 @parallel
 def read_rows(rank, threads, words, weight, x, own_rows, own_found):
     """A matrix–vector product: weight [out, in] (float32, or bfloat16 as uint16) · x [1, in]. Nobody wants it."""
     start, stop = share(rank, threads, len(weight))
-    for i in range(start, stop):
-        dots(weight, x, 0, i, x, own_rows[rank], 1, own_found[rank])
+    for first in range(start, stop, OUTPUTS):
+        products(weight, x, 0, first, min(first + OUTPUTS, stop), x, own_rows[rank], 1, own_found[rank])
 
 
 def read_bandwidth(megabytes: float, threads: int, bfloat16: bool = False, runs: int = 5) -> float:
@@ -27,7 +27,7 @@ def read_bandwidth(megabytes: float, threads: int, bfloat16: bool = False, runs:
     kind = np.uint16 if bfloat16 else np.float32
     rows = max(int(megabytes * 1e6) // (COLUMNS * np.dtype(kind).itemsize), threads)
     weight, x = np.ones((rows, COLUMNS), kind), np.ones((1, COLUMNS), np.float32)
-    own = np.zeros((threads, 1), np.int64), np.zeros((threads, 2), np.float32)
+    own = np.zeros((threads, 1), np.int64), np.zeros((threads, 1, OUTPUTS), np.float32)
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()

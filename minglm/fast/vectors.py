@@ -1,13 +1,16 @@
-"""A row of a weight times several rows of numbers at once, written for vector registers.
+"""Rows of a weight times rows of numbers, a few at once, written for vector registers.
 
 Reading weights is what a decoding step spends its time on, so a weight that is read serves every row that is there,
 and weights of 16, 8 and 4 bits become float32 only in a register. Sixteen products at a time go into sixteen running
 sums (four sets of them in turn, so that a sum need not wait for the one before), and these are added up in one fixed
-order, which depends on nothing but the length: a row's bits are the same whether it comes alone or with others. A
-compiler left to itself chooses another order in each place, so the instructions are written out here.
+order, which depends on nothing but the length: a result's bits are the same whether it is computed alone or with
+others. A compiler left to itself chooses another order in each place, so the instructions are written out here.
 
-What they say is in the plain Python functions (`dots`, and `codes_at` and `scales_at` at the end), which run when the
-JIT is off.
+Four results are computed together, of one row and four outputs, two and two, or four and one: then their last
+additions, of what stands in one register, share instructions.
+
+What they say is in the plain Python functions (`products`, and `codes_at` and `scales_at` at the end), which run when
+the JIT is off.
 """
 
 from collections.abc import Iterator
@@ -79,39 +82,58 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=_FUSE), c, flags=_FUSE)
 
 
-def _add_up(builder: Any, vector: Any) -> Any:
-    """The sum of all lanes: halves onto halves."""
-    lanes = LANES
-    while lanes > 1:
-        lanes //= 2
-        low, high = (
-            builder.shuffle_vector(vector, vector, ir.Constant(_vector(_I32, lanes), list(range(start, start + lanes))))
-            for start in (0, lanes)
+def _add_up(builder: Any, vectors: list[Any]) -> list[Any]:
+    """The sum of all lanes of each of one, two or four vectors: halves onto halves. What is left of two vectors fits
+    into one, and goes on there side by side."""
+    length = LANES  # lanes that still belong to one sum
+    while length > 1:
+        length //= 2
+        pairs = zip(vectors[::2], vectors[1::2], strict=True) if len(vectors) > 1 else [(vectors[0], None)]
+        vectors = [_halve(builder, first, second, length) for first, second in pairs]
+    return [builder.extract_element(vectors[0], _I32(lane)) for lane in range(vectors[0].type.count)]
+
+
+def _halve(builder: Any, first: Any, second: Any, length: int) -> Any:
+    """Sums of 2 · length lanes each become sums of `length`."""
+    lanes = first.type.count * (1 if second is None else 2)
+    starts = range(0, lanes, 2 * length)
+    low, high = (
+        builder.shuffle_vector(
+            first, first if second is None else second,
+            ir.Constant(_vector(_I32, lanes // 2), [at + half + i for at in starts for i in range(length)]),
         )
-        vector = builder.fadd(low, high)
-    return builder.extract_element(vector, _I32(0))
+        for half in (0, length)
+    )  # fmt: skip
+    return builder.fadd(low, high)
 
 
-class _Sums:
-    """Running sums for each row of x: variables that the compiler keeps in registers."""
+class _Tile:
+    """Running sums of outputs × rows results: variables that the compiler keeps in registers."""
 
-    def __init__(self, builder: Any, rows: int, sets: int):
-        self._builder = builder
+    def __init__(self, builder: Any, outputs: int, rows: int):
+        self._builder, self.pairs = builder, [(o, r) for o in range(outputs) for r in range(rows)]
         zero = _all(0, _FLOAT)
-        self.places = [[cgutils.alloca_once_value(builder, zero) for _ in range(sets)] for _ in range(rows)]
-        for row in self.places:
-            for place in row:
+        self._places = {pair: [cgutils.alloca_once(builder, zero.type) for _ in range(SETS)] for pair in self.pairs}
+        for places in self._places.values():
+            for place in places:
                 builder.store(zero, place)
 
-    def add(self, row: int, each: int, a: Any, b: Any) -> None:
-        place = self.places[row][each]
+    def add(self, pair: tuple[int, int], each: int, a: Any, b: Any) -> None:
+        place = self._places[pair][each]
         self._builder.store(_multiply_add(self._builder, a, b, self._builder.load(place)), place)
 
-    def total(self, row: int) -> Any:
-        vectors = [self._builder.load(place) for place in self.places[row]]
-        while len(vectors) > 1:
-            vectors = [self._builder.fadd(*pair) for pair in zip(vectors[::2], vectors[1::2], strict=True)]
-        return _add_up(self._builder, vectors[0])
+    def totals(self) -> dict[tuple[int, int], Any]:
+        b = self._builder
+        vectors = []
+        for pair in self.pairs:
+            first, second, third, fourth = (b.load(place) for place in self._places[pair])
+            vectors.append(b.fadd(b.fadd(first, second), b.fadd(third, fourth)))
+        return dict(zip(self.pairs, _add_up(b, vectors), strict=True))
+
+
+# -- the function ------------------------------------------------------------------------------------------------
+
+Totals = dict[tuple[int, int], Any]  # (output, row) of a tile -> its result
 
 
 class _Call:
@@ -119,8 +141,24 @@ class _Call:
 
     def __init__(self, builder: Any, arguments: Any, kind: Any):
         self.builder, self.kind = builder, kind
-        (self.codes, self.scales, self.block, self.out, self.columns, self.x, self.across, self.indices, self.count,
-         self.results) = arguments  # fmt: skip
+        (self.codes, self.scales, self.block, self.first, self.last, self.columns, self.x, self.across, self.indices,
+         self.count, self.results, self.stride) = arguments  # fmt: skip
+
+    def fill(self) -> None:
+        """Four outputs at a time, and for these all rows; then the outputs that are left, one by one."""
+        b, of_a_tile = self.builder, {types.uint8: self.fp8, types.int8: self.fp4}.get(self.kind, self.wide)
+        whole = b.add(self.first, _floor(b, b.sub(self.last, self.first), 4))
+        for start, stop, together in ((self.first, whole, 4), (whole, self.last, 1)):
+            with _loop(b, start, stop, together) as out:
+                done = _WORD(0)
+                for rows in (4, 2, 1):
+                    ready = b.add(done, _floor(b, b.sub(self.count, done), rows))
+                    with _loop(b, done, ready, rows) as m:
+                        outputs = min(4 // rows, together)
+                        for o in range(0, together, outputs):
+                            at = b.add(out, _WORD(o))
+                            self.keep(at, m, of_a_tile(at, outputs, self.chosen(m, rows)))
+                    done = ready
 
     def chosen(self, m: Any, rows: int) -> list[Any]:
         """Where the rows of x begin that entries m, m + 1 … of `indices` name."""
@@ -128,14 +166,21 @@ class _Call:
         places = [b.gep(self.indices, [b.add(m, _WORD(r))]) for r in range(rows)]
         return [b.gep(self.x, [b.mul(b.load(place), self.across)]) for place in places]
 
-    def part(self, begin: Any, starts: list[Any], length: Any) -> list[Any]:
-        """For each row the sum of `length` products of weights from `begin` on and numbers from its start on."""
-        b, sums = self.builder, _Sums(self.builder, len(starts), SETS)
+    def keep(self, out: Any, m: Any, found: Totals) -> None:
+        b = self.builder
+        for (o, r), value in found.items():
+            row = b.mul(b.add(m, _WORD(r)), self.stride)
+            b.store(value, b.gep(self.results, [b.add(row, b.add(b.sub(out, self.first), _WORD(o)))]))
+
+    def part(self, begins: list[Any], starts: list[Any], length: Any) -> Totals:
+        """Sums of `length` products of weights from each begin on and numbers from each start on."""
+        b, tile = self.builder, _Tile(self.builder, len(begins), len(starts))
 
         def add(position: Any, each: int) -> None:
-            weights = _widened(b, self.kind, b.gep(begin, [position]))
-            for r, start in enumerate(starts):
-                sums.add(r, each, weights, _load(b, b.gep(start, [position]), _FLOAT, 4))
+            weights = [_widened(b, self.kind, b.gep(begin, [position])) for begin in begins]
+            numbers = [_load(b, b.gep(start, [position]), _FLOAT, 4) for start in starts]
+            for o, r in tile.pairs:
+                tile.add((o, r), each, weights[o], numbers[r])
 
         whole = _floor(b, length, LANES * SETS)
         with _loop(b, _WORD(0), whole, LANES * SETS) as position:
@@ -144,63 +189,72 @@ class _Call:
         vectors = _floor(b, length, LANES)
         with _loop(b, whole, vectors, LANES) as position:
             add(position, 0)
-        totals = [cgutils.alloca_once(b, _FLOAT) for _ in starts]
-        for r, total in enumerate(totals):
-            b.store(sums.total(r), total)
+        totals = {pair: cgutils.alloca_once(b, _FLOAT) for pair in tile.pairs}
+        for pair, value in tile.totals().items():
+            b.store(value, totals[pair])
         with _loop(b, vectors, length, 1) as position:
-            one = b.extract_element(_widened(b, self.kind, b.gep(begin, [position]), 1), _I32(0))
-            for start, total in zip(starts, totals, strict=True):
-                number = b.load(b.gep(start, [position]))
-                b.store(_multiply_add(b, one, number, b.load(total)), total)
-        return [b.load(total) for total in totals]
+            for (o, r), total in totals.items():
+                weight = b.extract_element(_widened(b, self.kind, b.gep(begins[o], [position]), 1), _I32(0))
+                number = b.load(b.gep(starts[r], [position]))
+                b.store(_multiply_add(b, weight, number, b.load(total)), total)
+        return {pair: b.load(total) for pair, total in totals.items()}
 
-    def wide(self, starts: list[Any]) -> list[Any]:
-        begin = self.builder.gep(self.codes, [self.builder.mul(self.out, self.columns)])
-        return self.part(begin, starts, self.columns)
+    def row(self, out: Any, o: int) -> Any:
+        return self.builder.mul(self.builder.add(out, _WORD(o)), self.columns)
 
-    def fp8(self, starts: list[Any]) -> list[Any]:
+    def wide(self, out: Any, outputs: int, starts: list[Any]) -> Totals:
+        begins = [self.builder.gep(self.codes, [self.row(out, o)]) for o in range(outputs)]
+        return self.part(begins, starts, self.columns)
+
+    def fp8(self, out: Any, outputs: int, starts: list[Any]) -> Totals:
         """Block by block, each sum times its scale."""
         b = self.builder
         by_row = b.icmp_signed("==", self.block, _WORD(0))
         size = b.select(by_row, self.columns, self.block)
         blocks = b.udiv(b.sub(b.add(self.columns, size), _WORD(1)), size)
-        row = b.mul(b.select(by_row, self.out, b.udiv(self.out, size)), blocks)
-        begin = b.gep(self.codes, [b.mul(self.out, self.columns)])
-        totals = [cgutils.alloca_once(b, _FLOAT) for _ in starts]
-        for total in totals:
+        begins = [b.gep(self.codes, [self.row(out, o)]) for o in range(outputs)]
+        scales = []
+        for o in range(outputs):
+            number = b.add(out, _WORD(o))
+            scales.append(b.mul(b.select(by_row, number, b.udiv(number, size)), blocks))
+        totals = {(o, r): cgutils.alloca_once(b, _FLOAT) for o in range(outputs) for r in range(len(starts))}
+        for total in totals.values():
             b.store(_FLOAT(0), total)
         with _loop(b, _WORD(0), blocks, 1) as block:
             first = b.mul(block, size)
             left = b.sub(self.columns, first)
             length = b.select(b.icmp_signed("<", left, size), left, size)
-            found = self.part(b.gep(begin, [first]), [b.gep(start, [first]) for start in starts], length)
-            scale = b.fmul(b.load(b.gep(self.scales, [b.add(row, block)])), _FLOAT(256))
-            for total, value in zip(totals, found, strict=True):
-                b.store(_multiply_add(b, value, scale, b.load(total)), total)
-        return [b.load(total) for total in totals]
+            here, there = ([b.gep(each, [first]) for each in pointers] for pointers in (begins, starts))
+            for (o, r), value in self.part(here, there, length).items():
+                scale = b.fmul(b.load(b.gep(self.scales, [b.add(scales[o], block)])), _FLOAT(256))
+                b.store(_multiply_add(b, value, scale, b.load(totals[o, r])), totals[o, r])
+        return {pair: b.load(total) for pair, total in totals.items()}
 
-    def fp4(self, starts: list[Any]) -> list[Any]:
+    def fp4(self, out: Any, outputs: int, starts: list[Any]) -> Totals:
         """Group by group: sixteen bytes with an even and an odd number each."""
-        b, sums = self.builder, _Sums(self.builder, len(starts), SETS)
+        b, tile = self.builder, _Tile(self.builder, outputs, len(starts))
         groups = b.udiv(self.columns, _WORD(GROUP))
-        begin = b.gep(self.codes, [b.udiv(b.mul(self.out, self.columns), _WORD(2))])
-        scales = b.gep(self.scales, [b.mul(self.out, groups)])
+        begins = [b.gep(self.codes, [b.udiv(self.row(out, o), _WORD(2))]) for o in range(outputs)]
+        scales = [b.gep(self.scales, [b.mul(b.add(out, _WORD(o)), groups)]) for o in range(outputs)]
         even, odd = (ir.Constant(_vector(_I32), list(range(start, GROUP, 2))) for start in (0, 1))
-
         table = ir.Constant(_vector(_FLOAT), [sign * n for sign in (1.0, -1.0) for n in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
 
-        def add(group: Any, each: int) -> None:
-            pairs = _load(b, b.gep(begin, [b.mul(group, _WORD(GROUP // 2))]), _I8, 1)
+        def weights(o: int, group: Any) -> tuple[Any, Any]:
+            pairs = _load(b, b.gep(begins[o], [b.mul(group, _WORD(GROUP // 2))]), _I8, 1)
             pairs = b.zext(pairs, _vector(_I32))
-            scaled = b.fmul(table, _power(b, b.load(b.gep(scales, [group]))))
+            scaled = b.fmul(table, _power(b, b.load(b.gep(scales[o], [group]))))
             low = _look_up(b, scaled, b.and_(pairs, _all(15, _I32)))
-            high = _look_up(b, scaled, b.lshr(pairs, _all(4, _I32)))
+            return low, _look_up(b, scaled, b.lshr(pairs, _all(4, _I32)))
+
+        def add(group: Any, each: int) -> None:
+            found = [weights(o, group) for o in range(outputs)]
             for r, start in enumerate(starts):
                 here = b.gep(start, [b.mul(group, _WORD(GROUP))])
                 halves = _load(b, here, _FLOAT, 4), _load(b, b.gep(here, [_WORD(LANES)]), _FLOAT, 4)
                 evens, odds = (b.shuffle_vector(*halves, mask) for mask in (even, odd))
-                sums.add(r, 2 * each, low, evens)
-                sums.add(r, 2 * each + 1, high, odds)
+                for o, (low, high) in enumerate(found):
+                    tile.add((o, r), 2 * each, low, evens)
+                    tile.add((o, r), 2 * each + 1, high, odds)
 
         whole = _floor(b, groups, 2)
         with _loop(b, _WORD(0), whole, 2) as group:
@@ -208,7 +262,7 @@ class _Call:
             add(b.add(group, _WORD(1)), 1)
         with _loop(b, whole, groups, 1) as group:
             add(group, 0)
-        return [sums.total(r) for r in range(len(starts))]
+        return tile.totals()
 
 
 def _floor(builder: Any, n: Any, step: int) -> Any:
@@ -232,62 +286,66 @@ def _power(builder: Any, byte: Any) -> Any:
 
 def _function(module: Any, kind: Any, codes: Any, scales: Any) -> Any:
     """The function in this module, written when it is first asked for."""
-    name = f"minglm_dots_{kind}"
+    name = f"minglm_products_{kind}"
     if name in module.globals:
         return module.globals[name]
-    pointer = _FLOAT.as_pointer()
-    inputs = [codes, scales, _WORD, _WORD, _WORD, pointer, _WORD, _WORD.as_pointer(), _WORD, pointer]
+    floats, words = _FLOAT.as_pointer(), _WORD.as_pointer()
+    inputs = [codes, scales, *[_WORD] * 4, floats, _WORD, words, _WORD, floats, _WORD]
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), inputs), name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     builder = ir.IRBuilder(function.append_basic_block())
-    call = _Call(builder, function.args, kind)
-    row = {types.uint8: call.fp8, types.int8: call.fp4}.get(kind, call.wide)
-    done = _WORD(0)
-    for rows in (4, 2, 1):
-        ready = builder.add(done, _floor(builder, builder.sub(call.count, done), rows))
-        with _loop(builder, done, ready, rows) as m:
-            for r, found in enumerate(row(call.chosen(m, rows))):
-                builder.store(found, builder.gep(call.results, [builder.add(m, _WORD(r))]))
-        done = ready
+    _Call(builder, function.args, kind).fill()
     builder.ret_void()
     return function
 
 
 @intrinsic
-def _dots(typing, weight, scales, block, out, x, indices, count, results):
+def _products(typing, weight, scales, block, first, last, x, indices, count, results):
     def code(context, builder, signature, arguments):
         w, s, numbers, chosen, found = (
-            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1, 4, 5, 7)
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1, 5, 6, 8)
         )
-        width, across = (cgutils.unpack_tuple(builder, array.shape)[1] for array in (w, numbers))
+        width, across, stride = (cgutils.unpack_tuple(builder, a.shape)[1] for a in (w, numbers, found))
         columns = builder.mul(width, _WORD(2)) if weight.dtype == types.int8 else width
+        block, first, last, count = (arguments[i] for i in (2, 3, 4, 7))
         function = _function(builder.module, weight.dtype, w.data.type, s.data.type)
-        builder.call(
-            function,
-            [w.data, s.data, arguments[2], arguments[3], columns, numbers.data, across, chosen.data, arguments[6],
-             found.data],
-        )  # fmt: skip
+        given = (
+            w.data,
+            s.data,
+            block,
+            first,
+            last,
+            columns,
+            numbers.data,
+            across,
+            chosen.data,
+            count,
+            found.data,
+            stride,
+        )
+        builder.call(function, given)
         return context.get_dummy_value()
 
     whole = types.intp
-    return types.void(weight, scales, whole, whole, x, indices, whole, results), code
+    return types.void(weight, scales, whole, whole, whole, x, indices, whole, results), code
 
 
 # -- what they say -----------------------------------------------------------------------------------------------
 
 
-@compiled_as(_dots)
-def dots(
-    weight: np.ndarray, scales: np.ndarray, block: int, out: int, x: np.ndarray, indices: np.ndarray, count: int,
-    results: np.ndarray,
+@compiled_as(_products)
+def products(
+    weight: np.ndarray, scales: np.ndarray, block: int, first: int, last: int, x: np.ndarray, indices: np.ndarray,
+    count: int, results: np.ndarray,
 ) -> None:  # fmt: skip
-    """results[m] = row `out` of the weight times row indices[m] of x, for the first `count` of these: `linear` for one
-    output. `weight` and `scales` as `codes_at` and `scales_at` give them; `block`: see there. Rows of x may be longer
-    than the weight's."""
-    row = _numbers(weight, scales, block, out)
-    for m in range(count):
-        results[m] = np.dot(row, x[indices[m], : len(row)])
+    """results[m, i] = row `first` + i of the weight times row indices[m] of x, for rows below `last` and the first
+    `count` indices: a part of `linear`. `weight` and `scales` as `codes_at` and `scales_at` give them; `block`: see
+    there. Rows of x may be longer than the weight's, rows of `results` longer than last − first."""
+    for out in range(first, last):
+        row = _numbers(weight, scales, block, out)
+        for m in range(count):
+            results[m, out - first] = np.dot(row, x[indices[m], : len(row)])
 
 
 def _numbers(weight: np.ndarray, scales: np.ndarray, block: int, out: int) -> np.ndarray:
