@@ -221,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(demo)
 
     generate = _command(commands, "generate", _generate, "continue a prompt", prompt=None)
-    generate.add_argument("--dtype", default="float32", help="how weights are kept: float32, bfloat16, float64")
+    generate.add_argument("--dtype", default="float32", help="how weights are kept: float32, bfloat16, fp8, …")
     _add_sampling(generate)
     _add_engine(generate)
 
@@ -249,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype")
     convert.add_argument("to", help="folder to write")
     convert.add_argument("--force", action="store_true", help="write over a model that is there")
-    convert.add_argument("--dtype", default="bfloat16", help="float32, bfloat16 (default), float16 or float64")
+    convert.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), fp8, fp8-block, mxfp4, …")
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
     new.set_defaults(run=_new)
