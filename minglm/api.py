@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minglm.generate.loop import Engine, Result, Step
     from minglm.generate.speculative import Drafter
     from minglm.look.trace import Trace
-    from minglm.text.chat import ChatTemplate
+    from minglm.text.template import ChatTemplate
     from minglm.text.tokenizer import StreamDecoder, Tokenizer
 
 MOST_DRAFTS = 32
@@ -404,7 +404,7 @@ def load(name: str | Path, dtype: Any = None, mode: str = "memory", memory: floa
     Raises ValueError naming the path and what is wrong with it.
     """
     from minglm.formats.checkpoint import load_checkpoint, map_checkpoint
-    from minglm.text.chat import ChatTemplate
+    from minglm.text.template import ChatTemplate
     from minglm.text.tokenizer import Tokenizer
 
     folder = find(name)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from minglm.api import Model
-from minglm.text.chat import parse_answer
+from minglm.text.answer import parse_answer
 
 HELP = "Write a line; /clear forgets the conversation, /quit ends it, Ctrl-C stops an answer."
 

@@ -13,7 +13,8 @@ from minglm.look.describe import describe
 from minglm.look.routing import RoutingTable
 from minglm.look.tables import table
 from minglm.look.trace import Trace
-from minglm.text.chat import Message, run_tools
+from minglm.text.template import Message
+from minglm.text.tools import run_tools
 
 Say = Callable[[str], None]
 INNER = ("tokens", "gate", "up", "hidden")  # inside each expert: left out of the step table unless asked for

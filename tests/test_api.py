@@ -372,7 +372,7 @@ def text_room(monkeypatch) -> list[str]:
         setattr(module, part, types.SimpleNamespace(load=load))
         monkeypatch.setitem(sys.modules, name, module)
 
-    room("minglm.text.chat", "ChatTemplate")
+    room("minglm.text.template", "ChatTemplate")
     room("minglm.text.tokenizer", "Tokenizer")
     return loaded
 

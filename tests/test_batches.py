@@ -40,7 +40,8 @@ from minglm.data.chats import (
 )
 from minglm.data.heldout import make_document
 from minglm.data.tasks import TASKS, is_heldout, make_train
-from minglm.text.chat import ChatTemplate, parse_answer
+from minglm.text.answer import parse_answer
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.curriculum import DOCUMENT, Curriculum, TaskSource
 from minglm.train.recipe import Recipe, Stage

@@ -1,12 +1,14 @@
 """The chat format: every render GLM-4.5's template is known by, and reading answers back."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minglm.text.chat import Answer, ChatTemplate, ToolCall, parse_answer
+from minglm.text.answer import Answer, ToolCall, parse_answer
+from minglm.text.template import ChatTemplate
 
 quick = settings(deadline=None, max_examples=150)
 TEMPLATE = ChatTemplate()
@@ -522,6 +524,33 @@ def test_nothing_is_dropped_in_silence(message):
 def test_templates_that_break_the_compiler_are_refused(source):
     with pytest.raises(ValueError, match="chat template"):
         ChatTemplate(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for a in range(9999) %}" * 3 + "{% endfor %}" * 3, "ran for more than 2 seconds and was stopped"),
+        ('{{ "a" * 10 ** 10 }}', "memory"),
+        ('{% set ns = namespace(s="ab") %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}', "memory"),
+        ("{{ range(10 ** 9) }}", "chat template"),
+    ],
+)
+def test_templates_from_outside_have_bounds(source, message):
+    """Compiled, too: Jinja computes constant expressions when it compiles."""
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=message):
+        ChatTemplate(source).render([HI])
+    assert time.monotonic() - began < 60
+
+
+def test_a_template_from_outside_renders_the_same_as_here():
+    """Ours with one more comment is not ours, and goes through a child process."""
+    other = ChatTemplate(TEMPLATE.source + "{# mine #}")
+    tools = [{"type": "function", "function": {"name": "f", "description": "«你»", "parameters": {}}}]
+    messages = [HI, {"role": "assistant", "content": "\n", "reasoning_content": "x"}, HI]
+    for options in ({}, {"enable_thinking": False}, {"tools": tools}):
+        assert other.render(messages, **options) == TEMPLATE.render(messages, **options)
+    assert "sandbox" not in repr(other.render(messages))
 
 
 @pytest.mark.parametrize("schema", [{"type": 5}, {"anyOf": 5}, {"type": [{}]}, {"oneOf": [3]}, 7])

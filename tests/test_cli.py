@@ -15,7 +15,7 @@ import minglm
 from minglm.api import Model
 from minglm.cli import main
 from minglm.data.documents import read_file_list, standard_library_documents
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
 from minglm.train.recipe import Recipe, Stage
 from tests.variants import MICRO, random_params

@@ -22,8 +22,10 @@ from minglm.model.attention import make_layout
 from minglm.model.loss import shift_targets
 from minglm.model.mtp import mtp_layer
 from minglm.model.transformer import head, transformer
-from minglm.text.chat import ChatTemplate, ToolCall, call_tool, run_tools, run_tools_all, turn
+from minglm.text.answer import ToolCall
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
+from minglm.text.tools import call_tool, run_tools, run_tools_all, turn
 from tests.helpers import assert_close
 from tests.variants import MICRO, random_params
 

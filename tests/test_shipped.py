@@ -24,7 +24,7 @@ from minglm.evaluate.ngram import ngram_bits_per_byte
 from minglm.look.curves import read_metrics
 from minglm.look.routing import load, max_violation
 from minglm.model import walk
-from minglm.text.chat import run_tools
+from minglm.text.tools import run_tools
 from minglm.train.recipe import load_recipe
 
 TALKERS = ["glm-nano", "glm-tiny"]

@@ -10,7 +10,7 @@ from numpy.random import Generator
 
 from minglm.data.batches import Encode, Piece, TokenStream
 from minglm.data.tasks import TASKS, Item, Task, make_train
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer
 
 CALCULATOR: dict[str, Any] = {

@@ -11,7 +11,8 @@ from minglm.evaluate.confidence import wilson
 from minglm.evaluate.domains import some_heldout
 from minglm.evaluate.passes import engine, tokenizer_of
 from minglm.generate.batch import Continuation, continue_all
-from minglm.text.chat import ChatTemplate, parse_answer
+from minglm.text.answer import parse_answer
+from minglm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
     from minglm.api import Model

@@ -14,7 +14,7 @@ from minglm.data.tasks import TASKS, Item, Task, is_heldout, plain
 from minglm.evaluate.passes import tokenizer_of
 from minglm.model.loss import shift_targets
 from minglm.model.ops import Array
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
     from minglm.api import Model

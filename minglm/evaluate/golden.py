@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 
 if TYPE_CHECKING:
     from minglm.api import Model

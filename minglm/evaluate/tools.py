@@ -10,7 +10,8 @@ from minglm.evaluate.confidence import wilson
 from minglm.evaluate.domains import some_heldout
 from minglm.evaluate.passes import engine
 from minglm.generate.batch import continue_all
-from minglm.text.chat import ChatTemplate, Message, run_tools_all
+from minglm.text.template import ChatTemplate, Message
+from minglm.text.tools import run_tools_all
 
 if TYPE_CHECKING:
     from minglm.api import Model

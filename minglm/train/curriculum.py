@@ -13,7 +13,7 @@ from minglm.data.chats import Chat, ChatSource, encode_chat
 from minglm.data.documents import CHAT
 from minglm.data.heldout import Document
 from minglm.data.tasks import TASKS, Task, make_train, plain
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer
 from minglm.train.recipe import Recipe, Stage
 

@@ -31,7 +31,7 @@ from minglm.evaluate.report import as_json, as_markdown, report
 from minglm.formats.files import write_text
 from minglm.formats.tensors import write_tensors
 from minglm.model.params import init_params, walk_stacked
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.card import card
 from minglm.train.curriculum import Curriculum

@@ -26,7 +26,7 @@ from minglm.data.libraries import find_packages
 from minglm.formats.files import write_text
 from minglm.formats.tensors import write_tensors
 from minglm.look.curves import read_metrics
-from minglm.text.chat import ChatTemplate
+from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer
 from minglm.train.ablations.claims import BASELINE, VARIANTS, Variant
 from minglm.train.ablations.figures import ROWS, HeldOut, figures, held_out
