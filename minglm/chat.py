@@ -1,39 +1,61 @@
-"""`minglm chat`: a conversation in the terminal."""
+"""`minglm chat`: a conversation in the terminal, with thinking shown dimmed and tools that really run."""
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from minglm.api import Model
-from minglm.text.answer import parse_answer
+from minglm.text.answer import AnswerStream, Said
+from minglm.text.template import Message
+from minglm.text.tools import ROUNDS, Tool, schema_of, turn
 
-HELP = "Write a line; /clear forgets the conversation, /quit ends it, Ctrl-C stops an answer."
+HELP = (
+    "Write a line. /think and /nothink: with thinking or without. /clear forgets the conversation, /quit ends it, "
+    "Ctrl-C stops an answer."
+)
 
 
-def chat(model: Model, thinking: bool = True, max_new_tokens: int = 128, **sampling: Any) -> None:
-    """Read lines, answer each with the whole conversation as context. `/quit` or the end of input ends it."""
+def chat(
+    model: Model,
+    thinking: bool = True,
+    max_new_tokens: int = 256,
+    tools: Mapping[str, Tool] | None = None,
+    **options: Any,
+) -> None:
+    """Read lines, answer each with the whole conversation as context. `/quit` or the end of input ends it. `tools`:
+    functions that answers may call, by name; `options` go to `Model.stream`."""
     if model.tokenizer is None or model.chat_template is None:
         raise ValueError("chatting needs a tokenizer, and this model has none")
     if not any(end in model.tokenizer.end_ids for end in model.config.eos_token_id):
         raise ValueError("the config names no end token (eos_token_id), so an answer would never end")
+    tools = dict(tools or {})
+    schemas = [schema_of(tool) for tool in tools.values()] if tools else None
     print(f"{model!r}\n{HELP}\n(A checkpoint that was never trained on conversations will not hold one.)")
-    messages: list[dict[str, str]] = []
+    if tools:
+        print(f"Tools: {', '.join(tools)}")
+    messages: list[Message] = []
     while (line := _ask()) not in (None, "/quit"):
         if line == "/clear":
             messages.clear()
+        elif line in ("/think", "/nothink"):
+            thinking = line == "/think"
+            print(f"({'with' if thinking else 'without'} thinking)")
         elif line and line.startswith("/"):
             print(HELP)
         elif line:
+            before = len(messages)
             messages.append({"role": "user", "content": line})
             try:
-                answer = _answer(model, messages, thinking, max_new_tokens, sampling)
+                for _ in range(ROUNDS):
+                    messages += _answer(model, messages, thinking, max_new_tokens, schemas, tools, options)
+                    if messages[-1]["role"] != "tool":
+                        break
             except KeyboardInterrupt:
-                messages.pop()
+                del messages[before:]
                 print("\n(stopped)")
-                continue
             except ValueError as error:  # a full context, most likely: say so, and keep what was said before
-                messages.pop()
+                del messages[before:]
                 print(f"{error}\n(/clear makes room)")
-                continue
-            messages.append({"role": "assistant", "content": answer})
 
 
 def _ask() -> str | None:
@@ -44,14 +66,53 @@ def _ask() -> str | None:
 
 
 def _answer(
-    model: Model, messages: list[dict[str, str]], thinking: bool, max_new_tokens: int, sampling: dict[str, Any]
-) -> str:
-    """Stream one answer; returns its content without the thinking, as the template wants it back."""
+    model: Model,
+    messages: list[Message],
+    thinking: bool,
+    max_new_tokens: int,
+    schemas: list[dict[str, Any]] | None,
+    tools: Mapping[str, Tool],
+    options: dict[str, Any],
+) -> list[Message]:
+    """Stream one answer, and run what it calls; returns the messages that come of it."""
     assert model.chat_template is not None
-    prompt = model.chat_template.render(messages, enable_thinking=thinking)
-    pieces = []
-    for piece in model.stream(prompt, max_new_tokens, **sampling):
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print()
-    return parse_answer("".join(pieces)).content or ""
+    prompt = model.chat_template.render(messages, schemas, enable_thinking=thinking)
+    screen, text = _Screen(), ""
+    answer = AnswerStream(schemas, opened=prompt.rstrip().endswith("<think>"))
+    try:
+        for piece in model.stream(prompt, max_new_tokens, **options):
+            text += piece
+            screen.show(answer.feed(piece))
+        screen.show(answer.finish())
+    finally:
+        screen.end()
+    said = turn(text, schemas or [], tools)
+    for message in said[1:]:
+        print(f"  = {message['content']}")
+    return said
+
+
+class _Screen:
+    """Thinking dimmed where the output is a terminal, content as it is, calls on lines of their own."""
+
+    def __init__(self) -> None:
+        self._dim = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        self._kind, self._at_start = "", True
+
+    def show(self, said: list[Said]) -> None:
+        for kind, text, call in said:
+            if kind != self._kind:
+                self.end()
+                print(self._dim[0] if kind == "thinking" else "", end="")
+                self._kind = kind
+            if call is not None:
+                given = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+                print(f"→ {call.name}({given})", end="")
+            text = text.lstrip() if self._at_start else text
+            print(text, end="", flush=True)
+            self._at_start = self._at_start and not text and call is None
+
+    def end(self) -> None:
+        """Back to plain letters, on a new line."""
+        print(self._dim[1] if self._kind == "thinking" else "", end="" if self._at_start else "\n", flush=True)
+        self._kind, self._at_start = "", True

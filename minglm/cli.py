@@ -69,11 +69,17 @@ def _generate(given: argparse.Namespace) -> None:
 
 def _chat(given: argparse.Namespace) -> None:
     from minglm.chat import chat
+    from minglm.data.calculator import calculator
+    from minglm.text.tools import Tool, tools_in
 
+    tools: dict[str, Tool] = {}
+    for name in given.tools:
+        tools |= {"calculator": calculator} if name == "calculator" else tools_in(name)
     chat(
         load(given.model),
         thinking=not given.no_thinking,
         max_new_tokens=given.tokens,
+        tools=tools,
         **_sampling(given),
         **_engine(given),
     )
@@ -227,6 +233,9 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = _command(commands, "chat", _chat, "talk to a checkpoint")
     chat.add_argument("--no-thinking", action="store_true", help="ask for answers without thinking")
+    chat.add_argument(
+        "--tools", nargs="+", default=[], metavar="FILE", help="Python files whose functions it may call, or calculator"
+    )
     _add_sampling(chat)
     _add_engine(chat)
 

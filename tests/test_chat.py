@@ -1,5 +1,6 @@
 """The chat format: every render GLM-4.5's template is known by, and reading answers back."""
 
+import itertools
 import json
 import time
 
@@ -7,8 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minglm.text.answer import Answer, ToolCall, parse_answer
+import minglm
+from minglm.chat import chat
+from minglm.data.calculator import calculator
+from minglm.data.chats import CALCULATOR
+from minglm.text.answer import Answer, AnswerStream, Said, ToolCall, parse_answer
 from minglm.text.template import ChatTemplate
+from minglm.text.tools import call_tool, schema_of, tools_in
 
 quick = settings(deadline=None, max_examples=150)
 TEMPLATE = ChatTemplate()
@@ -480,14 +486,14 @@ NAMES = st.from_regex(r"[a-zA-Z_][\w.-]{0,10}", fullmatch=True)
 ARGUMENTS = st.dictionaries(NAMES, JSON, max_size=4)
 
 
-def schema_of(value):
+def value_schema(value):
     return {"type": "string"} if isinstance(value, str) else {}
 
 
 @quick
 @given(st.lists(st.tuples(NAMES, ARGUMENTS), max_size=3, unique_by=lambda call: call[0]), WORDS, WORDS)
 def test_rendered_answer_parses_back(calls, thinking, content):
-    tools = [tool(name, **{key: schema_of(value) for key, value in args.items()}) for name, args in calls]
+    tools = [tool(name, **{key: value_schema(value) for key, value in args.items()}) for name, args in calls]
     message = said(content, reasoning_content=thinking, tool_calls=[called(*call) for call in calls])
     answer = render(HI, message, add_generation_prompt=False).removeprefix(render(HI))
     expected = Answer(thinking.strip() or None, content.strip() or None, [ToolCall(*call) for call in calls])
@@ -558,3 +564,135 @@ def test_odd_schemas_count_as_untyped(schema):
     tools = [{"function": {"name": "f", "parameters": {"properties": {"k": schema}}}}]
     text = "<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"
     assert parse_answer(text, tools).tool_calls[0].arguments == {"k": 1}
+
+
+# -- piece by piece ----------------------------------------------------------------------------------------------
+
+CALL = "<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
+PARTS = [
+    "Hello ", "\n", " ", "<", "</", "<tool", "<tool_call>", "</tool_call>", "<arg_key>", "</arg_value>", "a < b",
+    "<tool_call>now\n</tool_call>", CALL.format("1"), CALL.format("123_456"), CALL.format(' "x" '),
+    CALL.format("a</arg_value> b"), CALL.format("<arg_value>in</arg_value>"), CALL.format("</tool_call>"),
+    CALL.format("<tool_call>g\n</tool_call>"), "<tool_call>f<arg_key>a</arg_key><arg_value>[1]</arg_value></tool_call>",
+]  # fmt: skip
+THOUGHTS = ["", "<think></think>", "\n<think>so</think>\n", "<think>a < b <tool_call>g\n</tool_call> </thin</think>",
+            "<think>never closed ", "\n<think></think>\n<think>again</think>"]  # fmt: skip
+TOOLS_HERE = [{"function": {"name": "f", "parameters": {"properties": {"k": {"type": "string"}}}}}]
+
+
+def streamed(text, cuts, opened=False):
+    """The answer, and what was said on the way, of a text that came cut in these places."""
+    stream, said = AnswerStream(TOOLS_HERE, opened), []
+    for start, stop in itertools.pairwise([0, *sorted(cuts), len(text)]):
+        said += stream.feed(text[start:stop])
+    return stream, [*said, *stream.finish()]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(THOUGHTS), st.lists(st.sampled_from(PARTS), max_size=6), st.data())
+def test_a_stream_ends_as_the_whole_text_does(thought, parts, data):
+    text = thought + "".join(parts)
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=12))
+    stream, said = streamed(text, cuts)
+    assert stream.answer == parse_answer(text, TOOLS_HERE)
+    assert [call for kind, _, call in said if kind == "call"] == stream.answer.tool_calls
+    assert "".join(t for kind, t, _ in said if kind == "thinking").split() == (stream.answer.thinking or "").split()
+
+
+@pytest.mark.parametrize("text", [thought + "".join(PARTS[:4]) + CALL.format("1") + "done" for thought in THOUGHTS])
+def test_one_character_at_a_time(text):
+    stream, _ = streamed(text, range(1, len(text)))
+    assert stream.answer == parse_answer(text, TOOLS_HERE)
+
+
+def test_text_is_shown_as_soon_as_it_cannot_be_a_tag():
+    stream = AnswerStream()
+    assert stream.feed("He") == [Said("content", "He")]
+    assert stream.feed("llo <") == [Said("content", "llo ")]
+    assert stream.feed("3") == [Said("content", "<3")]
+    assert stream.feed("<tool_call>now\n</tool") == []
+    assert stream.feed("_call> ok")[0] == Said("call", call=ToolCall("now", {}))
+    thinking = AnswerStream()
+    assert thinking.feed("\n<thi") == []
+    assert thinking.feed("nk>so</th") == [Said("thinking", "so")]
+    assert thinking.feed("ink>yes") == [Said("content", "yes")]
+
+
+def test_a_prompt_that_has_opened_the_thinking():
+    stream, _ = streamed("so it is</think>Hello", [3, 9, 14], opened=True)
+    assert stream.answer == Answer("so it is", "Hello", []) == parse_answer("so it is</think>Hello")
+
+
+# -- Python functions as tools -----------------------------------------------------------------------------------
+
+
+def weather(city: str, days: int = 1, units: str | None = None, exact: bool = False, at: list[float] = ()) -> str:
+    """What the weather will be,
+    as far as one knows.
+
+    More about it.
+    """
+
+
+def test_a_function_s_schema():
+    assert schema_of(weather) == {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "What the weather will be, as far as one knows.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "units": {"type": "string"},
+                    "exact": {"type": "boolean"},
+                    "at": {"type": "array"},
+                },
+                "required": ["city"],
+            },
+        },
+    }
+    assert schema_of(calculator) == CALCULATOR  # what the shipped models were trained with
+
+
+def test_functions_that_make_no_tool():
+    def many(*numbers):
+        pass
+
+    def odd(when: complex):
+        pass
+
+    with pytest.raises(ValueError, match=r"tool many: \*numbers cannot be given by name"):
+        schema_of(many)
+    with pytest.raises(ValueError, match=r"tool odd: when is .*complex.*; take str, int, float"):
+        schema_of(odd)
+
+
+def test_tools_of_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from math import sqrt\ndef twice(n: int) -> int:\n    return 2 * n\ndef _hidden(): ...\n")
+    tools = tools_in(path)
+    assert list(tools) == ["twice"]
+    assert call_tool(ToolCall("twice", {"n": 4}), tools) == "8"
+    path.write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"mine.py: ZeroDivisionError"):
+        tools_in(path)
+    path.write_text("x = 1")
+    with pytest.raises(ValueError, match="defines no function"):
+        tools_in(path)
+    with pytest.raises(ValueError, match=r"nowhere\.py: FileNotFoundError"):
+        tools_in(tmp_path / "nowhere.py")
+
+
+def test_chatting_with_a_tool(capsys, monkeypatch):
+    """The shipped model asks the calculator, which runs."""
+    lines = iter(["/nothink", "(4821+937)*3", "/think", "17+25", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    chat(minglm.load("glm-tiny"), tools={"calculator": calculator})
+    said = capsys.readouterr().out
+    assert "Tools: calculator" in said
+    assert "→ calculator(expression='(4821+937)*3')" in said
+    assert "= 17274" in said
+    assert "(without thinking)" in said
+    assert "\033[" not in said  # not a terminal

@@ -6,7 +6,7 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minglm.text.template import checked_tools, mapping
@@ -48,6 +48,120 @@ def parse_answer(text: str, tools: Sequence[Mapping[str, Any]] | None = None) ->
     content = "\n".join(part for part in outside if part)
     return Answer(thinking, content or None, [_typed(call, schemas.get(call.name, {})) for call in calls])
 
+
+# -- piece by piece ----------------------------------------------------------------------------------------------
+
+
+class Said(NamedTuple):
+    """What a piece of an answer turned out to be: some thinking, some content, or a whole call."""
+
+    kind: str  # "thinking", "content" or "call"
+    text: str = ""
+    call: ToolCall | None = None
+
+
+class AnswerStream:
+    """`parse_answer` while the answer comes: `feed` returns what is certain so far, `finish` the rest, and then
+    `answer` holds all of it.
+
+    A tag may be cut anywhere; text that could still become one is held back, and so is a call until it is complete. One
+    that never is turns out to be content in the end. What stands in the thinking is never a call. Whether the prompt
+    has opened the thinking (GLM-4.7) must be told, because a lone `</think>` comes too late.
+    """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None, opened: bool = False):
+        self._schemas = _parameters_by_name(checked_tools(tools) or [])
+        self._held, self._state = "", "thinking" if opened else "start"
+        self._thoughts, self._contents, self._calls = [""] if opened else list[str](), [""], list[ToolCall]()
+
+    def feed(self, piece: str) -> list[Said]:
+        """Some more text."""
+        self._held += piece
+        said: list[Said] = []
+        while (found := self._step(piece)) is not None:
+            said += found
+        return said
+
+    def finish(self) -> list[Said]:
+        """There is no more text."""
+        left, self._held = self._held, ""
+        if self._state == "thinking":
+            return self._think(left)
+        said, at = list[Said](), 0
+        for call in _find_calls(left):
+            said += [*self._say(left[at : call.start]), self._call(call)]
+            at = call.end
+        return [*said, *self._say(left[at:])]
+
+    @property
+    def answer(self) -> Answer:
+        """Everything so far, as `parse_answer` gives it."""
+        thinking = "\n".join(filter(None, (thought.strip() for thought in self._thoughts)))
+        content = "\n".join(filter(None, (part.strip() for part in self._contents)))
+        return Answer(thinking or None, content or None, list(self._calls))
+
+    def _step(self, piece: str) -> list[Said] | None:
+        """What can be told from the front of the held text; None when more is needed."""
+        if self._state == "start":
+            text = self._held.lstrip()
+            if text.startswith(_THINK):
+                self._held, self._state = text.removeprefix(_THINK), "thinking"
+                self._thoughts.append("")
+                return []
+            if _THINK.startswith(text):
+                return None
+            self._state = "content"
+            return []
+        if self._state == "thinking":
+            return self._until(_END_THINK, self._think, "start")
+        start = self._held.find("<tool_call>")
+        if start == 0:
+            return self._take_call(piece)
+        if start > 0:
+            text, self._held = self._held[:start], self._held[start:]
+            return self._say(text)
+        return self._until("<tool_call>", self._say, "content")
+
+    def _until(self, tag: str, say: Callable[[str], list[Said]], then: str) -> list[Said] | None:
+        """Everything before the tag, and without one everything that cannot be its beginning."""
+        text, found, rest = self._held.partition(tag)
+        if found:
+            self._held, self._state = rest, then
+            return say(text)
+        keep = next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)
+        self._held = text[len(text) - keep :]
+        said = say(text[: len(text) - keep])
+        return said or None
+
+    def _take_call(self, piece: str) -> list[Said] | None:
+        close = "</tool_call>"
+        if close not in self._held[-len(piece) - len(close) :]:
+            return None
+        ends = [tag.start() for tag in _VALUE_TAG.finditer(self._held) if tag[1]]
+        call = _read_call(self._held, 0, max(ends, default=-1), balanced=True)
+        if call is None:
+            return None
+        self._held = self._held[call.end :]
+        return [self._call(call)]
+
+    def _think(self, text: str) -> list[Said]:
+        if text:
+            self._thoughts[-1:] = [(self._thoughts or [""])[-1] + text]
+        return [Said("thinking", text)] if text else []
+
+    def _say(self, text: str) -> list[Said]:
+        if not self._contents[-1]:
+            text = text.lstrip()
+        self._contents[-1] += text
+        return [Said("content", text)] if text else []
+
+    def _call(self, raw: _RawCall) -> Said:
+        self._calls.append(_typed(raw, self._schemas.get(raw.name, {})))
+        self._contents.append("")
+        return Said("call", call=self._calls[-1])
+
+
+# -- thinking ----------------------------------------------------------------------------------------------------
 
 _THINK, _END_THINK = "<think>", "</think>"
 
@@ -93,15 +207,16 @@ def _find_calls(text: str) -> list[_RawCall]:
     return calls
 
 
-def _read_call(text: str, start: int, last_value_end: int) -> _RawCall | None:
+def _read_call(text: str, start: int, last_value_end: int, balanced: bool = False) -> _RawCall | None:
     """The call whose tag is at `start`, or None if it is not complete. Beyond the text's last value end nobody looks
-    for one: thousands of calls that are never closed would be searched to the end each."""
+    for one: thousands of calls that are never closed would be searched to the end each. `balanced`: only if no more
+    text could change it."""
     name = _NAME.match(text, start)
     if not name:
         return None
     at, pairs = name.end(), []
     while key := _KEY.match(text, at):
-        end = _value_end(text, key.end()) if key.end() <= last_value_end else None
+        end = _value_end(text, key.end(), balanced) if key.end() <= last_value_end else None
         if end is None:
             return None
         pairs.append((key[1].strip(), text[key.end() : end]))
@@ -110,8 +225,9 @@ def _read_call(text: str, start: int, last_value_end: int) -> _RawCall | None:
     return _RawCall(start, close.end(), name[1], pairs) if close else None
 
 
-def _value_end(text: str, start: int) -> int | None:
-    """Where the value from `start` ends: at its balancing tag, else at the first tag that could be it."""
+def _value_end(text: str, start: int, balanced: bool) -> int | None:
+    """Where the value from `start` ends: at its balancing tag, else, unless that is asked for, at the first tag that
+    could be it."""
     depth, first = 0, None
     for tag in _VALUE_TAG.finditer(text, start):
         if tag[0] == "<arg_value>":
@@ -122,7 +238,7 @@ def _value_end(text: str, start: int) -> int | None:
         if tag[1] and first is None:
             first = tag.start()
         depth = max(0, depth - 1)
-    return first
+    return None if balanced else first
 
 
 def _typed(call: _RawCall, parameters: Mapping[str, Any]) -> ToolCall:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import runpy
+import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from minglm.text.answer import ToolCall, parse_answer
@@ -72,3 +76,56 @@ def call_tool(call: ToolCall, tools: Mapping[str, Tool]) -> str:
         return str(tools[call.name](**call.arguments))
     except Exception as error:  # a tool can raise anything, also for arguments that it does not have
         return f"error: {error}"
+
+
+# -- Python functions as tools -----------------------------------------------------------------------------------
+
+_JSON = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+
+
+def schema_of(function: Tool) -> dict[str, Any]:
+    """The JSON schema of a function, in OpenAI's layout: its name, the first paragraph of its docstring, and its
+    parameters with the types of their annotations. Raises ValueError for parameters that a call cannot name, and for
+    annotations that JSON has no word for."""
+    name = getattr(function, "__name__", "")
+    properties: dict[str, Any] = {}
+    required = []
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+            raise ValueError(f"tool {name}: {parameter} cannot be given by name; write its parameters out")
+        properties[parameter.name] = _type(name, parameter.name, hints.get(parameter.name, str))
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+    parameters = {"type": "object", "properties": properties, "required": required}
+    said = inspect.getdoc(function) or ""
+    about = {"name": name, "description": " ".join(said.split("\n\n")[0].split()), "parameters": parameters}
+    return {"type": "function", "function": about}
+
+
+def _type(tool: str, parameter: str, hint: Any) -> dict[str, Any]:
+    kinds = [each for each in typing.get_args(hint) or (hint,) if each is not type(None)]
+    origin = typing.get_origin(hint)
+    kind = origin if origin in _JSON else kinds[0] if len(kinds) == 1 else hint
+    kind = typing.get_origin(kind) or kind
+    if kind not in _JSON:
+        raise ValueError(f"tool {tool}: {parameter} is {hint}; take {', '.join(k.__name__ for k in _JSON)}")
+    return {"type": _JSON[kind]}
+
+
+def tools_in(path: str | Path) -> dict[str, Tool]:
+    """The public functions that a Python file defines, by name. The file is run, so it must be one's own. Raises
+    ValueError for a file without any, or that fails."""
+    path = Path(path)
+    try:
+        found = runpy.run_path(str(path))
+    except Exception as error:  # it may raise anything
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    tools: dict[str, Tool] = {
+        name: each
+        for name, each in found.items()
+        if inspect.isfunction(each) and not name.startswith("_") and each.__code__.co_filename == str(path)
+    }
+    if not tools:
+        raise ValueError(f"{path} defines no function without a leading underscore")
+    return tools
