@@ -26,6 +26,9 @@ check-all: lint types parity  ## everything: lint, types, parity, slow tests, te
 parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
 	$(PY) -m pytest tests/parity
 
+soak: $(VENV)/.test  ## long runs: drafts on a thousand prompts, a hundred thousand damaged files; an hour
+	$(PY) -m pytest tests/soak
+
 lint: $(VENV)/.dev  ## ruff: lint and format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -71,4 +74,4 @@ $(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproj
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity soak lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean
