@@ -16,7 +16,7 @@ from minglm.formats.checkpoint import load_checkpoint, save_checkpoint
 from minglm.formats.smallfloats import KINDS, SmallFloats, is_small
 from minglm.model import map_arrays, walk
 from tests.helpers import difference, mutated, random_state
-from tests.variants import MICRO, VARIANTS, random_params
+from tests.variants import MICRO, VARIANTS, Variant, random_params
 
 F32 = np.float32
 # Sizes that mxfp4 takes too, none a multiple of fp8's blocks.
@@ -362,9 +362,11 @@ def test_the_book_computes_with_the_numbers_that_the_codes_mean(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["micro", "tied", "all-dense", "one-pick-of-two", "no-bias", "mtp-own-ends"])
+@pytest.mark.parametrize(
+    "name", ["micro", "tied", "all-dense", "one-pick-of-two", "no-bias", "mtp-own-ends", "no-shared"]
+)
 def test_the_fused_step_reads_codes(kind, name):
-    config, own_ends = VARIANTS[name]
+    config, own_ends = {**VARIANTS, "no-shared": Variant(MICRO.replace(n_shared_experts=0))}[name]
     if kind == "mxfp4":
         config = config.replace(hidden_size=64, moe_intermediate_size=32)
     model = Model(config.replace(eos_token_id=()), random_params(config, 3, mtp_own_ends=own_ends)).astype(kind)

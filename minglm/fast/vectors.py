@@ -211,6 +211,7 @@ class _Call:
         b = self.builder
         by_row = b.icmp_signed("==", self.block, _WORD(0))
         size = b.select(by_row, self.columns, self.block)
+        size = b.select(b.icmp_signed("==", size, _WORD(0)), _WORD(1), size)  # a shared expert that is not there
         blocks = b.udiv(b.sub(b.add(self.columns, size), _WORD(1)), size)
         begins = [b.gep(self.codes, [self.row(out, o)]) for o in range(outputs)]
         scales = []
