@@ -219,7 +219,7 @@ class Model:
         rest = max_new_tokens, how, frozenset(ends), self.usable_tokens
         if not draft:
             return steps(chosen, ids, *rest, seed)
-        drafter = self._drafter(engine, capacity, threads, tap, draft, helper)
+        drafter = self._drafter(engine, capacity, threads, tap, helper)
         return speculative_steps(chosen, drafter, ids, *rest, draft, seed)
 
     def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None, rows: int = 1) -> "Engine":
@@ -233,7 +233,7 @@ class Model:
         return FastEngine(self.params, self.config, capacity, threads, rows)
 
     def _drafter(
-        self, name: str, capacity: int, threads: int | None, tap: UserTap | None, draft: int, helper: "Model | None"
+        self, name: str, capacity: int, threads: int | None, tap: UserTap | None, helper: "Model | None"
     ) -> "Drafter":
         from minglm.generate.speculative import ModelDrafter, MtpDrafter, NumpyMtpLayer
 

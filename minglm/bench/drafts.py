@@ -21,7 +21,7 @@ from minglm.evaluate.domains import some_heldout
 from minglm.generate.loop import NumpyEngine, Round, Stats
 from minglm.generate.sampling import Sampling
 from minglm.generate.speculative import MtpDrafter, NumpyMtpLayer, speculative_steps
-from minglm.look.tables import table
+from minglm.look.tables import markdown_table, table
 from minglm.model.ops import Array
 
 PROMPTS = 12  # of each domain
@@ -193,7 +193,7 @@ def main(given: list[str] | None = None) -> int:
     print(table(shown, HEADER))
     print("\n" + table(again, AGAIN))
     if asked.save:
-        asked.save.write_text(_markdown(HEADER, shown) + "\n" + _markdown(AGAIN, again), "utf-8")
+        asked.save.write_text(markdown_table(shown, HEADER) + "\n" + markdown_table(again, AGAIN), "utf-8")
     return 0
 
 
@@ -202,11 +202,6 @@ AGAIN = ("text", "handed to the next draft", "accepted by depth, %")
 
 def _rounded(row: DraftRow) -> tuple[Any, ...]:
     return tuple(f"{value:.2f}" if isinstance(value, float) else value for value in row)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from minglm.data.documents import balanced_sample, documents
 from minglm.data.heldout import heldout_documents
 from minglm.data.items import Item
 from minglm.data.tasks import TASKS, heldout_items, make_train, plain
+from minglm.look.tables import markdown_table
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192)
@@ -97,13 +98,13 @@ def markdown(rows: list[Row]) -> str:
     """The table for docs/tokenizer.md."""
     names = list(rows[0].bytes_per_token)
     head = ["vocabulary", "digits", *names, "number tokens", EXAMPLE, "embedding + head"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         measured = [f"{row.bytes_per_token[name]:.2f}" for name in names]
         size = f"{row.vocab_size:,}" if row.vocab_size > 256 else "256 (bytes)"
         example = row.example.replace("|", "·")  # a bar would end the table's cell
         lines.append([size, str(row.digits), *measured, f"{row.number_tokens:,}", example, f"{row.parameters:,}"])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(lines, head)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from minglm.evaluate.passes import engine, tokenizer_of
 from minglm.evaluate.removal import removal_rows
 from minglm.evaluate.specialisation import specialisation_rows
 from minglm.evaluate.tools import tool_rows
-from minglm.look.tables import table
+from minglm.look.tables import markdown_table, table
 
 if TYPE_CHECKING:
     from minglm.api import Model
@@ -123,9 +123,7 @@ def as_markdown(tables: Sequence[Table], model: "Model") -> str:
     parts = [f"Measured on {model!r}, {engine(model)} engine, by `minglm eval`.\n"]
     for each in tables:
         header, cells = shown(each)
-        lines = [header, ["---"] * len(header), *cells]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"### {each.title}\n\n{each.note}\n\n{body}\n")
+        parts.append(f"### {each.title}\n\n{each.note}\n\n{markdown_table(cells, header)}")
     return "\n".join(parts)
 
 

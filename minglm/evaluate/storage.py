@@ -24,7 +24,7 @@ from minglm.evaluate.bits_per_byte import document_bits
 from minglm.evaluate.domains import changing_rows, heldout_streams
 from minglm.evaluate.passes import operations, picks, slices
 from minglm.formats.smallfloats import FP8, KINDS, LARGEST_FP8, SmallFloats, is_small
-from minglm.look.tables import table
+from minglm.look.tables import markdown_table, table
 from minglm.model import ops as numpy_ops
 from minglm.model.ops import Array, Tap, no_tap, swiglu
 from minglm.model.params import map_arrays, walk, walk_stacked
@@ -195,7 +195,7 @@ def main(given: list[str] | None = None) -> int:
     print(table(kept, STORAGE))
     print("\n" + table(errors, ERRORS))
     if asked.save:
-        asked.save.write_text(markdown(kept, STORAGE) + "\n" + markdown(errors, ERRORS), "utf-8")
+        asked.save.write_text(markdown_table(kept, STORAGE) + "\n" + markdown_table(errors, ERRORS), "utf-8")
     return 0
 
 
@@ -204,11 +204,6 @@ def _shown(row: StorageRow) -> tuple[str, ...]:
     speed = "" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
     return (row.kept, f"{row.megabytes:.1f}", f"{row.code:.4f}", f"{row.prose:.4f}", f"{row.worse:+.2f}",
             f"{100 * row.routing:.2f}", tasks, speed)  # fmt: skip
-
-
-def markdown(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 if __name__ == "__main__":

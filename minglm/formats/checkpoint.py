@@ -76,8 +76,8 @@ def load_checkpoint(folder: str | Path, dtype: Any = "float32") -> tuple[Config,
 def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Config, Params]:
     """The same without reading: every weight is a view of the files, as it is stored there.
 
-    `memory` bounds the bytes of the files that stay in memory; see `minglm.formats.mapped`. Raises ValueError if what
-    every token needs (all but the routed experts), with one token's experts, takes more.
+    `memory` bounds the bytes of the files that stay in memory; see `minglm.formats.mapped`. Raises ValueError if all
+    but the routed experts, which every token needs, and the experts that a token picks in one layer take more.
     """
     folder = Path(folder)
     with open_folder(folder) as (config, wanted, sources):

@@ -39,6 +39,12 @@ def html_table(rows: Rows, header: Sequence[str], title: str = "") -> str:
     return f"{above}<table><thead>{head}</thead><tbody>{lines}</tbody></table>"
 
 
+def markdown_table(rows: Iterable[Sequence[Any]], header: Sequence[str]) -> str:
+    """The same in Markdown, cells as `str` gives them. A bar in a cell would end it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def cell(value: Any) -> str:
     """One value as a table shows it: four digits of a fraction, shapes as [2, 3], nothing for None."""
     if value is None:
