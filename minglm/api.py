@@ -288,9 +288,17 @@ class Model:
     # -- keeping ---------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path, dtype: Any = "float32") -> None:
-        """Write a folder that `minglm.load`, transformers, vLLM and SGLang read; see `formats.checkpoint`."""
-        from minglm.formats.checkpoint import save_checkpoint
+        """Write a folder that `minglm.load`, transformers, vLLM and SGLang read; see `formats.checkpoint`.
 
+        A name that ends in .gguf becomes a file for llama.cpp instead (dtype float32, bfloat16 or q8_0); see
+        `formats.gguf_file`.
+        """
+        from minglm.formats.checkpoint import save_checkpoint
+        from minglm.formats.gguf_file import save_gguf
+
+        if Path(folder).suffix == ".gguf":
+            save_gguf(folder, self.config, self.params, dtype, self.tokenizer, self.chat_template)
+            return
         if self.tokenizer is None and (Path(folder) / "tokenizer.json").exists():
             raise ValueError(f"{folder} holds a model with a tokenizer, this one has none; save it somewhere else")
         save_checkpoint(folder, self.config, self.params, dtype)

@@ -166,10 +166,15 @@ def _inspect(given: argparse.Namespace) -> None:
 
 
 def _convert(given: argparse.Namespace) -> None:
+    from minglm.formats.checkpoint import check_saved
+
     _check_new_folder(given)
-    model = load(given.model, given.dtype)
-    model.save(given.to, given.dtype)
-    print(f"saved {given.to}: {model!r}")
+    one_file = given.to.endswith(".gguf")
+    model = load(given.model, "float32" if one_file else given.dtype)
+    model.save(given.to, given.dtype)  # reads a GGUF file back itself
+    if not one_file:
+        check_saved(given.to, model.params, given.dtype)
+    print(f"saved {given.to} and read it back: {model!r}")
 
 
 def _new(given: argparse.Namespace) -> None:
@@ -182,7 +187,8 @@ def _new(given: argparse.Namespace) -> None:
 
 
 def _check_new_folder(given: argparse.Namespace) -> None:
-    if (Path(given.to) / "config.json").exists() and not given.force:
+    to = Path(given.to)
+    if (to.is_file() or (to / "config.json").exists()) and not given.force:
         raise ValueError(f"{given.to} holds a model already; --force writes over it")
 
 
@@ -255,10 +261,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect = _command(commands, "inspect", _inspect, "sizes and counts of a checkpoint")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
 
-    convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype")
-    convert.add_argument("to", help="folder to write")
+    convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype, or as GGUF for llama.cpp")
+    convert.add_argument("to", help="folder to write, or a file FILE.gguf")
     convert.add_argument("--force", action="store_true", help="write over a model that is there")
-    convert.add_argument("--dtype", default="bfloat16", help="bfloat16 (default), fp8, fp8-block, mxfp4, …")
+    convert.add_argument(
+        "--dtype",
+        default="bfloat16",
+        help="bfloat16 (default), float32, float16, fp8, fp8-block, mxfp4; for GGUF bfloat16, float32, q8_0",
+    )
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
     new.set_defaults(run=_new)

@@ -405,27 +405,3 @@ def test_the_roofline_names_its_subjects_axes_and_works(fake):
     assert texts.count("A") == 2
     with pytest.raises(ValueError, match="no work was measured"):
         plot_roofline([], 30.0, 200.0)
-
-
-# -- GGUF --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_gguf_file_holds_every_weight_under_llama_cpp_s_names(tmp_path, dtype):
-    gguf = pytest.importorskip("gguf", reason="needs pip install -e '.[bench]'")
-    from minglm.bench.to_gguf import write_gguf
-
-    write_weights(tmp_path / "micro", MICRO, dtype)
-    write_gguf(tmp_path / "micro", tmp_path / "micro.gguf", dtype)
-    reader = gguf.GGUFReader(tmp_path / "micro.gguf")
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    assert sum(int(tensor.n_elements) for tensor in reader.tensors) == MICRO.count_parameters().total
-    params = minglm.load(tmp_path / "micro", dtype).params
-    experts = tensors["blk.1.ffn_down_exps.weight"].data
-    wanted = params.layers[1].mlp.experts.down_proj
-    np.testing.assert_array_equal(experts.view(wanted.dtype).reshape(wanted.shape), wanted)
-    np.testing.assert_array_equal(
-        tensors["blk.1.exp_probs_b.bias"].data, params.layers[1].mlp.gate.e_score_correction_bias
-    )
-    with pytest.raises(ValueError, match="without MTP layers"):
-        write_gguf(minglm.api.find("glm-nano"), tmp_path / "no.gguf", dtype)

@@ -22,9 +22,10 @@ from minglm.bench.goals import HEADER, Row
 from minglm.bench.job import Job
 from minglm.bench.processes import OPPONENTS, Subject, WorkerError, clock, measure, measure_start, subjects
 from minglm.bench.shapes import SHAPES, Shape, Work, unit_bytes, unit_operations, weight_bytes, write_weights
-from minglm.bench.to_gguf import write_gguf
 from minglm.fast.team import cores
+from minglm.formats.checkpoint import load_checkpoint
 from minglm.formats.files import write_text
+from minglm.formats.gguf_file import save_gguf
 from minglm.look.tables import table
 
 WORKS = ("decode", "prefill", "train", "growth", "start")
@@ -198,7 +199,7 @@ class _Shape:
         """The files of this dtype, as long as they are used. Other processes write them, to end with their memory."""
         _elsewhere(write_weights, self.folder / dtype, self.shape.config, dtype)
         if self._has("llama.cpp"):
-            _elsewhere(write_gguf, self.folder / dtype, self.folder / f"{dtype}.gguf", dtype)
+            _elsewhere(_write_gguf, self.folder / dtype, self.folder / f"{dtype}.gguf", dtype)
         yield
         shutil.rmtree(self.folder / dtype)
         (self.folder / f"{dtype}.gguf").unlink(missing_ok=True)
@@ -291,6 +292,11 @@ def memory_needed(shape: Shape, work: Work) -> float:
 def _elsewhere(function: Callable[..., object], *arguments: Any) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(function, *arguments).result()
+
+
+def _write_gguf(folder: Path, file: Path, dtype: str) -> None:
+    config, params = load_checkpoint(folder, dtype)
+    save_gguf(file, config, params, dtype)
 
 
 # -- keeping it --------------------------------------------------------------------------------------------------

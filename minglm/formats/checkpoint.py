@@ -25,7 +25,7 @@ from minglm.formats.memory import check_memory, sizes_by_mode
 from minglm.formats.smallfloats import SmallFloats, disk_tensors, is_small, quantization_config
 from minglm.formats.sources import Files, Source, find_sources, some
 from minglm.formats.storage import Storage, as_storage, cast
-from minglm.formats.tensors import TensorFile, write_tensors
+from minglm.formats.tensors import TensorFile, same_bits, write_tensors
 from minglm.model.ops import Array
 from minglm.model.params import Params, build, shapes, walk, walk_stacked
 
@@ -256,6 +256,14 @@ def save_checkpoint(
     if waiting:
         os.replace(waiting, folder / "config.json")
     _remove_others(folder, final, mark)
+
+
+def check_saved(folder: str | Path, params: Params, dtype: Any) -> None:
+    """Read back what `save_checkpoint` wrote. Raises ValueError if a bit differs or a tensor is not there."""
+    with open_files(Path(folder)) as files:
+        for name, wanted in _disk_tensors(params, as_storage(dtype)):
+            if name not in files or not same_bits(files[name].read(name), wanted):
+                raise ValueError(f"{folder}: {name} did not come back as it was written; is the disk sound?")
 
 
 def _disk_tensors(params: Params, storage: Storage) -> Iterator[tuple[str, Array]]:

@@ -95,3 +95,12 @@ def write_tensors(path: Path, tensors: dict[str, Array]) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors 0.8 lets nobody but the owner read its files
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Whether two arrays hold the same bytes in the same order, whatever their shapes and dtypes."""
+    return np.array_equal(_bytes(a), _bytes(b))
+
+
+def _bytes(a: Array) -> Array:
+    return np.ascontiguousarray(a).reshape(-1).view(np.uint8)

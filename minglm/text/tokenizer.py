@@ -247,6 +247,13 @@ def _append_added_tokens(library: tokenizers.Tokenizer) -> None:
     library.add_tokens(tokens[NUM_SPECIAL:])
 
 
+def split_digits(content: dict[str, Any]) -> int | None:
+    """How many digits a piece may hold, from the content of a tokenizer.json; None if it does not cut as GLM does."""
+    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    pattern = (steps[0].get("pattern") or {}).get("Regex", "").replace(r"\p{N}{1}", r"\p{N}{1,1}")
+    return next((n for n in range(1, 10) if pattern == _SPLIT.format(digits=n)), None)
+
+
 def _trained_config() -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
