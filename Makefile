@@ -26,6 +26,9 @@ check-all: lint types parity  ## everything: lint, types, parity, slow tests, te
 parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
 	$(PY) -m pytest tests/parity
 
+elsewhere: $(VENV)/.bench  ## our exports in transformers and llama.cpp (installs both, builds llama.cpp: ten minutes and more)
+	$(PY) -m pytest tests/parity/test_elsewhere.py
+
 soak: $(VENV)/.test  ## long runs: drafts on a thousand prompts, a hundred thousand damaged files; an hour
 	$(PY) -m pytest tests/soak
 
@@ -46,14 +49,14 @@ doctor: $(VENV)/.ready  ## versions, threads, memory, and what this machine can 
 	$(PY) -m minglm doctor
 
 train-tiny: $(VENV)/.ready  ## train weights/glm-tiny again (under two hours on four cores; stops and goes on)
-	$(PY) -m minglm train glm-tiny --save weights/glm-tiny
+	$(PY) -m minglm train glm-tiny --save weights/glm-tiny --force
 
-train-nano: $(VENV)/.ready  ## train weights/glm-nano again (about half an hour)
-	$(PY) -m minglm train glm-nano --save weights/glm-nano
+train-nano: $(VENV)/.ready  ## train weights/glm-nano again (42 minutes on two cores)
+	$(PY) -m minglm train glm-nano --save weights/glm-nano --force
 
-train-pair: $(VENV)/.ready  ## train the balanced and the unbalanced small model again (minutes)
-	$(PY) -m minglm train glm-tiny-balanced --save weights/glm-tiny-balanced
-	$(PY) -m minglm train glm-tiny-unbalanced --save weights/glm-tiny-unbalanced
+train-pair: $(VENV)/.ready  ## train the balanced and the unbalanced small model again (some 20 minutes)
+	$(PY) -m minglm train glm-tiny-balanced --save weights/glm-tiny-balanced --force
+	$(PY) -m minglm train glm-tiny-unbalanced --save weights/glm-tiny-unbalanced --force
 
 ablations: $(VENV)/.ready  ## the choices of GLM-4.5's authors, tried: docs/ablations.md (about four hours; goes on where it stopped)
 	$(PY) -m minglm.train.ablations
@@ -74,4 +77,4 @@ $(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproj
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity soak lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity elsewhere soak lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean

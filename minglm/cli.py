@@ -112,38 +112,47 @@ def _routing(given: argparse.Namespace) -> None:
 
 
 def _train(given: argparse.Namespace) -> None:
-    from minglm.train.recipe import load_recipe
+    from minglm.train.folder import newest_checkpoint
+    from minglm.train.recipe import NAMES, load_recipe
     from minglm.train.run import finish, train_recipe
 
-    name = given.recipe or ("fine-tune" if given.start else "glm-nano")
+    name = given.recipe or ("glm-nano" if given.start is None else "fine-tune")
+    if given.save and (Path(given.save) / "config.json").exists() and not given.force:
+        raise ValueError(f"{given.save} holds a model already; --force writes over it")
     recipe = load_recipe(name)
-    if given.steps is not None:
-        recipe = recipe.shortened(given.steps)
     if given.engine is not None:
         recipe = replace(recipe, engine=given.engine)
     files = [Path(f) for f in given.data]
     run = Path(given.run_folder or Path("runs") / Path(name).stem)
-    start = load(given.start) if given.start else None
+    start = None if given.start is None else load(given.start)
     try:
-        model = train_recipe(recipe, run, files, start, threads=given.threads)
+        model = train_recipe(recipe, run, files, start, threads=given.threads, steps=given.steps)
     except KeyboardInterrupt:
-        print(f"\nsaved in {run}; the same command goes on from there", file=sys.stderr)
+        newest = newest_checkpoint(run)
+        kept = f"saved in {newest}; the same command goes on from there" if newest else "nothing was saved yet"
+        print(f"\n{kept}", file=sys.stderr)
         raise
-    finish(model, recipe, run, Path(given.save or run / "model"), own_data=bool(files or start))
+    as_it_stands = name in NAMES and not (files or start or given.steps is not None or given.engine)
+    finish(model, recipe, run, Path(given.save or run / "model"), name if as_it_stands else None)
 
 
 def _eval(given: argparse.Namespace) -> None:
-    from minglm.evaluate.report import SECTIONS, as_json, as_markdown, as_text, report
+    from minglm.evaluate.report import Table, as_json, as_markdown, as_text, report
 
-    only = given.only.split(",") if given.only else SECTIONS
+    only = None if given.only is None else [name.strip() for name in given.only.split(",")]
     how = [*("direct", "thinking"), *(("plain direct", "plain worked") if given.plain else ())]
     model = load(given.model)
-    tables = report(model, only, given.items, how, with_ngram=not given.no_ngram)
-    print(as_text(tables))
-    for path, write in ((given.save, as_markdown), (given.json, as_json)):
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(write(tables, model), "utf-8")
+    files = [(Path(path), write) for path, write in ((given.save, as_markdown), (given.json, as_json)) if path]
+    for path, _ in files:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()  # whoever cannot write there learns it now, not after the measuring
+    tables: list[Table] = []
+    try:
+        report(model, only, given.items, how, with_ngram=not given.no_ngram, tables=tables)
+    finally:  # what was measured before an error or Ctrl-C
+        print(as_text(tables))
+        for path, write in files:
+            path.write_text(write(tables, model), "utf-8")
             print(f"saved {path}")
 
 
@@ -256,11 +265,20 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
-    _add_eval(_command(commands, "eval", _eval, "what a checkpoint can do, on held-out data (about four minutes)"))
+    _add_eval(_command(commands, "eval", _eval, "what a checkpoint can do, on held-out data (one to four minutes)"))
 
     inspect = _command(commands, "inspect", _inspect, "sizes and counts of a checkpoint")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
 
+    _add_writers(commands)
+    _add_bench(_command(commands, "bench", _bench, "time this model, or with --shape compare with others"))
+
+    doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_writers(commands: Any) -> None:
     convert = _command(commands, "convert", _convert, "write a checkpoint in another dtype, or as GGUF for llama.cpp")
     convert.add_argument("to", help="folder to write, or a file FILE.gguf")
     convert.add_argument("--force", action="store_true", help="write over a model that is there")
@@ -277,28 +295,27 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--force", action="store_true", help="write over a model that is there")
     new.add_argument("--seed", type=int, default=0)
 
-    _add_bench(_command(commands, "bench", _bench, "time this model, or with --shape compare with others"))
-
-    doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
-    doctor.set_defaults(run=_doctor)
-    return parser
-
 
 def _add_train(train: argparse.ArgumentParser) -> None:
     train.set_defaults(run=_train)
-    known = "glm-tiny, glm-nano (default), fine-tune (default with --from)"
+    known = (
+        "glm-tiny, glm-nano (default), glm-tiny-balanced, glm-tiny-unbalanced, fine-tune (default with --from --data)"
+    )
     train.add_argument("recipe", nargs="?", help=f"a TOML file, or one of {known}")
     train.add_argument("--from", dest="start", metavar="FOLDER", help="go on from this checkpoint's weights")
     train.add_argument("--data", nargs="+", default=[], metavar="FILE", help="your own text or JSONL files instead")
     train.add_argument("--run-folder", help="where the run keeps its state (default runs/RECIPE); resumes from it")
     train.add_argument("--save", help="where the finished model goes (default RUN/model)")
+    train.add_argument("--force", action="store_true", help="let --save write over a model that is there")
     train.add_argument("--steps", type=int, help="another number of steps")
     _add_engine(train, None, "the recipe's")
 
 
 def _add_eval(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--only", help="text, tasks, tools, mtp, balance, experts: some, with commas (default all)")
-    evaluate.add_argument("--items", type=int, default=64, help="at most so many per size of a task (default 64)")
+    evaluate.add_argument(
+        "--items", type=int, default=64, help="at most so many per size of a task (default 64); not of tools"
+    )
     evaluate.add_argument("--plain", action="store_true", help="ask the tasks as plain text too, as in pre-training")
     evaluate.add_argument("--no-ngram", action="store_true", help="leave out the 5-gram yardstick")
     evaluate.add_argument("--save", metavar="FILE", help="the tables as Markdown")

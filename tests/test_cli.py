@@ -141,7 +141,7 @@ def test_training_on_own_text(tmp_path, monkeypatch):
     recipe = Recipe("glm-nano", (Stage("one", 2, 2, 16, {"text": 1.0}, learning_rate=1e-3),))
     said = []
     model = train_recipe(recipe, tmp_path / "run", [text], say=said.append)
-    finish(model, recipe, tmp_path / "run", tmp_path / "out", own_data=True, say=said.append)
+    finish(model, recipe, tmp_path / "run", tmp_path / "out", say=said.append)
     assert minglm.load(tmp_path / "out").generate("to be", 3).ids
     metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text("utf-8").splitlines()]
     assert 0 < metrics[-1]["text_bits_per_byte"] < 12
@@ -162,7 +162,10 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("minglm.train.run.train_recipe", interrupted)
     code, _, err = run(capsys, "train", "glm-nano", "--run-folder", str(tmp_path / "r"))
     assert code == 130
-    assert f"saved in {tmp_path / 'r'}; the same command goes on from there" in err
+    assert "nothing was saved yet" in err
+    (tmp_path / "r" / "checkpoint-000005").mkdir(parents=True)
+    _, _, err = run(capsys, "train", "glm-nano", "--run-folder", str(tmp_path / "r"))
+    assert f"saved in {tmp_path / 'r' / 'checkpoint-000005'}; the same command goes on from there" in err
 
 
 def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp_path, capsys):

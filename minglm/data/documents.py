@@ -1,7 +1,9 @@
 """Training text found on every machine: the standard library's and the dependencies' source and prose; user files."""
 
 import ast
+import codecs
 import json
+import re
 import shutil
 import sys
 import sysconfig
@@ -208,10 +210,10 @@ def _load_text_file(path: Path, domain: str) -> list[Document]:
 
 
 def _read_user_text(path: Path) -> str:
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ValueError(f"{path}: no such file; check the path (a folder is not a file: name its files)")
     data = path.read_bytes()
-    if not data.strip():
+    if not data.removeprefix(codecs.BOM_UTF8).strip():
         raise ValueError(f"{path}: the file is empty; remove it from --data or put text in it")
     if b"\0" in data:
         raise ValueError(f"{path}: binary file (it has a NUL byte); wanted UTF-8 text or JSONL, so extract its text")
@@ -226,6 +228,8 @@ def _json_document(path: Path, number: int, line: str, domain: str) -> Document:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: not JSON ({error}); wanted one object per line") from error
+    if re.search(r"\\u[dD][89a-fA-F]", line) and _has_surrogates(record):
+        raise ValueError(f"{path}, line {number}: half a character (a lone surrogate); write the file anew as UTF-8")
     record = record if isinstance(record, dict) else {}
     name = f"{path.as_posix()}:{number}"
     if isinstance(record.get("messages"), list):
@@ -236,6 +240,14 @@ def _json_document(path: Path, number: int, line: str, domain: str) -> Document:
             f'{path}, line {number}: no "text" string and no "messages" list; wanted {wanted} on every line'
         )
     return make_document(domain, name, record["text"])
+
+
+def _has_surrogates(record: object) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 # -- freezing ----------------------------------------------------------------------------------------------------

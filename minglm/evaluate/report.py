@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from minglm.api import Model
 
 SECTIONS = ("text", "tasks", "tools", "mtp", "balance", "experts")
+PLAIN_SECTIONS = ("text", "mtp", "balance", "experts")  # of a model that was never in a conversation
+CONTEXT = {"text": 256, "tasks": 512, "tools": 512, "mtp": 512, "balance": 256, "experts": 256}  # tokens, at least
 TOKENS = 16_384  # of each domain, for mtp, balance and experts
 
 
@@ -37,29 +39,49 @@ class Table(NamedTuple):
 
 def report(
     model: "Model",
-    only: Sequence[str] = SECTIONS,
+    only: Sequence[str] | None = None,
     items: int = 64,
     how: Sequence[str] = ("direct", "thinking"),
     with_ngram: bool = True,
     progress: bool = True,
+    tables: list[Table] | None = None,
 ) -> list[Table]:
-    """Measure a checkpoint. `items`: at most so many of each size of a task; `how`: keys of `accuracy.HOW`;
-    `with_ngram` fits the byte model on the standard library, which takes some ten seconds.
+    """Measure a checkpoint. `only`: some of `SECTIONS` (default: all that there is something to measure for); `items`:
+    at most so many of each size of a task; `how`: keys of `accuracy.HOW`; `with_ngram` fits the byte model on the
+    standard library, which takes some ten seconds. Tables are added to `tables`, which so holds what was finished.
 
-    ValueError for a section or way of asking that is not there, and for a model without a tokenizer.
+    ValueError for a section or way of asking that is not there, and for a model without a tokenizer, without what a
+    section measures, or with a context too short for it.
     """
+    tables = [] if tables is None else tables
+    only = [name for name in SECTIONS if not _why_not(model, name)] if only is None else only
     _check(only, SECTIONS, "section")
     _check(how, HOW, "way of asking")
+    if isinstance(items, bool) or not isinstance(items, int) or items < 1:
+        raise ValueError(f"items = {items!r} must be a whole number, 1 or more")
     tokenizer_of(model)
+    for name in only:
+        if reason := _why_not(model, name):
+            raise ValueError(f"{name}: {reason}; leave it out with --only")
     measures = list(_measures(model, only, items, how, with_ngram))
     bar = tqdm(measures, unit="table", disable=None if progress else True)
-    tables = []
     for name, title, note, rows_of in bar:
         bar.set_description(name)
         start = time.perf_counter()
         rows = rows_of()
         tables.append(Table(name, title, note, rows, time.perf_counter() - start))
     return tables
+
+
+def _why_not(model: "Model", section: str) -> str | None:
+    """Why this model has no such section."""
+    c = model.config
+    if section in ("balance", "experts") and not c.is_moe(c.num_hidden_layers - 1):
+        return "the model has no layer with experts"
+    if section == "mtp" and not model.params.mtp:
+        return "the model has no multi-token-prediction layer"
+    wanted, context = CONTEXT.get(section, 0), c.max_position_embeddings
+    return f"it wants a context of {wanted} tokens, the model has {context}" if context < wanted else None
 
 
 def _check(given: Sequence[str], known: Sequence[str] | dict[str, Any], what: str) -> None:

@@ -92,6 +92,7 @@ class Tokens(NamedTuple):
     slots: np.ndarray  # int64 [N] where each goes in its row
     segments: np.ndarray  # int64 [N]
     wanted: np.ndarray  # bool [N] whose logits to compute
+    layers: np.ndarray  # int64 [2] the first of them to go through in this launch, and the one to stop before
 
 
 class Cache(NamedTuple):
@@ -145,13 +146,16 @@ class Entry(NamedTuple):
 
 @parallel
 def step(rank, threads, words, sizes, weights, tokens, cache, room):
-    """One rank's part in taking the tokens through the model, as `minglm.model.transformer` does. Keys and values go
-    into the cache here; who calls has written the new segments and moves the cache's length afterwards."""
-    begin(rank, threads, sizes, weights, tokens, cache, room)
-    barrier(words, threads)
-    for layer in range(sizes.layers):
+    """One rank's part in taking the tokens through the model, as `minglm.model.transformer` does, or through some of
+    its layers. Keys and values go into the cache here; who calls has written the new segments and moves the cache's
+    length afterwards."""
+    if tokens.layers[0] == 0:
+        begin(rank, threads, sizes, weights, tokens, cache, room)
+        barrier(words, threads)
+    for layer in range(tokens.layers[0], tokens.layers[1]):
         decoder_layer(rank, threads, words, layer, sizes, weights, tokens, cache, room)
-    finish(rank, threads, sizes, weights, tokens, room)
+    if tokens.layers[1] == sizes.layers:
+        finish(rank, threads, sizes, weights, tokens, room)
 
 
 @parallel

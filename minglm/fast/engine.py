@@ -71,7 +71,7 @@ class AddressBook:
         stacks: list[tuple[int, Any]] = [
             (i, layer.mlp.experts.gate_proj) for i, layer in enumerate(layers) if isinstance(layer.mlp, Moe)
         ]
-        self.mapped: list[tuple[int, ExpertStack]] = [(i, s) for i, s in stacks if isinstance(s, ExpertStack)]
+        self.mapped: dict[int, ExpertStack] = {i: s for i, s in stacks if isinstance(s, ExpertStack)}
         ends = self.matrix(embedding, rest.name, V, D)[0], self.vector(norm, D), self.matrix(head, rest.name, V, D)[0]
         self.ends = np.array(ends)
 
@@ -178,6 +178,7 @@ class FastEngine:
         self.name = "fast engine, JIT off" if DISABLE_JIT else f"fast engine, {threads} thread" + "s" * (threads > 1)
         self._params, self._config, self._threads = params, config, threads
         self._decoder = Decoder(params, config, max(rows, PIECE), threads)
+        self._piece = 1 if self._decoder.bounded else PIECE
         self._cache = KVCache(config, capacity=capacity)
         self.hidden = np.zeros((0, config.hidden_size), np.float32)
 
@@ -192,8 +193,8 @@ class FastEngine:
                     hidden, _ = transformer(piece, self._params, self._config, self._cache, ops=ops)
                     states.append(hidden[0])
             ids = ids[-1:]
-        for start in range(0, len(ids), PIECE):
-            logits = self._step(ids[start : start + PIECE], last_only=True)
+        for start in range(0, len(ids), self._piece):
+            logits = self._step(ids[start : start + self._piece], last_only=True)
             states.append(self._decoder.hidden)
         self.hidden = states[0] if len(states) == 1 else np.concatenate(states)
         return logits[-1]
@@ -225,7 +226,8 @@ class Steps:
         self._team = team(thread_count(threads, config))
         self._rows = rows
         ids, rows_of, slots, segments = np.zeros((4, rows), np.int64)
-        self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, np.ones(rows, np.bool_))
+        wanted, layers = np.ones(rows, np.bool_), np.array([0, sizes.layers])
+        self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, wanted, layers)
         self._cache: KVCache | None = None
         self._kernel: Any = None
 
@@ -253,11 +255,25 @@ class Steps:
             cache.segments[np.arange(B)[:, None], slots] = segments
             if kernel is not self._kernel:
                 self._kernel, self._launch = kernel, self._team.prepare(kernel, *self._state, *more)
-            self._launch()
-            for i, stack in self._book.mapped:
-                stack.used(self._room.picks[i, :N])
+            if self._book.mapped:
+                self._launch_by_layer(N)
+            else:
+                self._launch()
             cache.advance(segments)
             return self._room.logits[:N].reshape(B, T, -1)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the weights may not take more than some memory."""
+        return any(stack.home.residency.budget is not None for stack in self._book.mapped.values())
+
+    def _launch_by_layer(self, N: int) -> None:
+        """So that experts of mapped files can be given back before those of the next layer come."""
+        for i in range(self._sizes.layers):
+            self._tokens.layers[:] = i, i + 1
+            self._launch()
+            if i in self._book.mapped:
+                self._book.mapped[i].used(self._room.picks[i, :N])
 
     @property
     def hidden(self) -> Array:  # [N, D]

@@ -284,11 +284,11 @@ class FastOps:
         self, x: Array, routing: Routing, params: Experts, tap: Tap = no_tap, ops: Any = None
     ) -> tuple[Array, Any]:  # [N, D] -> [N, D]
         _refuse(tap)
-        if isinstance(params.gate_proj[0], SmallFloats):  # widened for one expert at a time
-            y, history = routed_experts(x, routing, params, ops=self)
-            if isinstance(params.gate_proj, ExpertStack):
-                params.gate_proj.used(routing.indices)
-            return y, history
+        if isinstance(params.gate_proj, ExpertStack):  # widened one at a time, and given back before the next
+            params = Experts(*(part.astype(np.float32) for part in params))
+            return routed_experts(x, routing, params, ops=self)
+        if isinstance(params.gate_proj[0], SmallFloats):
+            return routed_experts(x, routing, params, ops=self)
         (N, K), F = routing.indices.shape, params.gate_proj[0].shape[0]
         slots, starts, places = (np.empty(n, np.int64) for n in (N * K, len(params.gate_proj) + 1, (N, K)))
         picked_x, out = self.empty(N * K, x.shape[1]), self.empty(N * K, x.shape[1])
@@ -302,8 +302,6 @@ class FastOps:
         self._run_products(
             products.experts_forward, flat(x), *picks, *visits[:4], _addresses(params, F, x.shape[1]), *room, y
         )
-        if isinstance(params.gate_proj, ExpertStack):
-            params.gate_proj.used(routing.indices)
         return y, visits
 
     def routed_experts_bwd(

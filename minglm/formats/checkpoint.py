@@ -92,7 +92,7 @@ def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Confi
                 f"but the routed experts, {(least - rest) / 1e9:.2f} GB for those of one layer; give at least "
                 f"{least / 1e9:.2f} GB"
             )
-        residency = Residency(None if memory is None else memory - rest)
+        residency = Residency(None if memory is None else memory - least)  # what a layer reads comes on top
         homes: dict[str, Home] = {}
 
         def view(name: str, shape: tuple[int, ...]) -> Any:

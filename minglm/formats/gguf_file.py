@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -18,8 +18,10 @@ from minglm.config import Config
 from minglm.formats.tensors import same_bits
 from minglm.model.ops import Array
 from minglm.model.params import Params, walk_stacked
-from minglm.text.template import ChatTemplate
-from minglm.text.tokenizer import Tokenizer, split_digits
+
+if TYPE_CHECKING:
+    from minglm.text.template import ChatTemplate
+    from minglm.text.tokenizer import Tokenizer
 
 GGUF_DTYPES = ("float32", "bfloat16", "q8_0")
 
@@ -35,8 +37,8 @@ def save_gguf(
     config: Config,
     params: Params,
     dtype: str = "bfloat16",
-    tokenizer: Tokenizer | None = None,
-    template: ChatTemplate | None = None,
+    tokenizer: "Tokenizer | None" = None,
+    template: "ChatTemplate | None" = None,
 ) -> None:
     """Write a file, read it back, and put it in its place only if every tensor came back with the same bits.
 
@@ -162,13 +164,13 @@ def _describe(writer: Any, gguf: Any, c: Config, name: str, dtype: str) -> None:
     writer.add_expert_weights_norm(c.norm_topk_prob)
 
 
-def _add_tokenizer(writer: Any, gguf: Any, tokenizer: Tokenizer, rows: int) -> None:
+def _add_tokenizer(writer: Any, gguf: Any, tokenizer: "Tokenizer", rows: int) -> None:
     """Vocabulary and merges. llama.cpp knows ways to cut text by name only: `glm4` is GLM's, digits in threes.
 
     A tokenizer that cuts digits one by one has no merge between digits, so threes fall apart into the same ids.
     """
     content = json.loads(tokenizer.library.to_str())
-    if split_digits(content) not in (1, 3):
+    if tokenizer.digits not in (1, 3):
         raise ValueError(
             "the tokenizer does not cut text as GLM-4.5's does, so llama.cpp would give other ids; without one "
             "(model.tokenizer = None) the file can be written for ids"

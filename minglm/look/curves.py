@@ -26,10 +26,10 @@ def read_metrics(run: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def plot_training(lines: Sequence[dict[str, Any]], name: str = "") -> Figure:
+def plot_training(lines: Sequence[dict[str, Any]], name: str = "", mtp_layers: int = 0) -> Figure:
     """Four panels over the steps, from the lines of `metrics.jsonl`: losses and held-out bits per byte; MaxVio of each
-    router; their selection biases; learning rate. Stages are separated by a vertical line and named. Raises ValueError
-    if no step is among the lines."""
+    router, of which the last `mtp_layers` are called so; their selection biases; learning rate. Stages are separated by
+    a vertical line and named. Raises ValueError if no step is among the lines."""
     steps = [line for line in lines if "main" in line]
     if not steps:
         raise ValueError("nothing to plot: no step among the metrics")
@@ -37,7 +37,7 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "") -> Figure:
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 1])
     x = np.array([line["step"] for line in steps])
     _losses(panels[0], x, steps, [line for line in lines if "code_bits_per_byte" in line])
-    _routers(panels[1], panels[2], x, steps)
+    _routers(panels[1], panels[2], x, steps, mtp_layers)
     panels[3].plot(x, [line["learning_rate"] for line in steps], color="black")
     for ax, label in zip(panels, ("loss", "MaxVio of the batch", "selection bias", "learning rate"), strict=True):
         ax.set_ylabel(label, fontsize=_FONT)
@@ -63,14 +63,15 @@ def _losses(ax: Any, x: Array, steps: Sequence[dict[str, Any]], looks: Sequence[
     ax.legend(fontsize=_FONT, loc="upper right")
 
 
-def _routers(balance: Any, bias: Any, x: Array, steps: Sequence[dict[str, Any]]) -> None:
+def _routers(balance: Any, bias: Any, x: Array, steps: Sequence[dict[str, Any]], mtp_layers: int) -> None:
     """MaxVio of each layer, and a line for each expert's bias."""
     layers = list(steps[-1]["max_violation"])
     colours = colormaps["viridis"](np.linspace(0, 0.85, max(len(layers), 1)))
     for i, layer in enumerate(layers):
         style = {"color": colours[i], "linestyle": LINES[i % len(LINES)]}
         violations = np.array([line["max_violation"][layer] for line in steps])
-        balance.plot(x, _smooth(violations), label=f"layer {layer}", **style)
+        name = f"layer {layer}" + " (MTP)" * (i >= len(layers) - mtp_layers)
+        balance.plot(x, _smooth(violations), label=name, **style)
         bias.plot(x, [line["bias"][layer] for line in steps], linewidth=0.7, **style)
     balance.set_ylim(0, None)
     if layers:
@@ -82,14 +83,14 @@ def _name_stages(panels: Sequence[Any], steps: Sequence[dict[str, Any]]) -> None
     for line in firsts:
         for ax in panels:
             ax.axvline(line["step"], color="black", linestyle=":", linewidth=1)
-        top = panels[0].get_ylim()[1]
-        panels[0].text(line["step"], top, f" {printable(line['stage'])}", fontsize=_FONT, va="top")
+        place, name = panels[0].get_xaxis_transform(), f" {printable(line['stage'])}"
+        panels[0].text(line["step"], 0.02, name, fontsize=_FONT, va="bottom", transform=place)
 
 
 def _smooth(y: Array) -> Array:
-    """A running mean over about a fiftieth of the run."""
+    """The mean of the last fiftieth of the run at each point: nothing shows before it happens."""
     width = max(1, len(y) // 50)
-    padded = np.concatenate([np.full(width // 2, y[0]), y, np.full(width - 1 - width // 2, y[-1])])
+    padded = np.concatenate([np.full(width - 1, y[0]), y])
     return np.convolve(padded, np.full(width, 1 / width), "valid")
 
 

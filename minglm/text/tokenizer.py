@@ -140,6 +140,13 @@ class Tokenizer:
         return frozenset(i for i, token in self.library.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
+    def digits(self) -> int | None:
+        """How many digits a piece may hold; None if text is not cut as GLM does."""
+        steps = (json.loads(self.library.to_str())["pre_tokenizer"] or {}).get("pretokenizers") or [{}]
+        pattern = (steps[0].get("pattern") or {}).get("Regex")
+        return next((n for n in range(1, 10) if pattern == _SPLIT.format(digits=n)), None)
+
+    @cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end an answer: all of them count, not only the first. Empty if the vocabulary has none."""
         found = (self.library.token_to_id(token) for token in END_TOKENS)
@@ -245,13 +252,6 @@ def _append_added_tokens(library: tokenizers.Tokenizer) -> None:
     tokens = [AddedToken(token, normalized=False) for token in ADDED_TOKENS]
     library.add_special_tokens(tokens[:NUM_SPECIAL])
     library.add_tokens(tokens[NUM_SPECIAL:])
-
-
-def split_digits(content: dict[str, Any]) -> int | None:
-    """How many digits a piece may hold, from the content of a tokenizer.json; None if it does not cut as GLM does."""
-    steps = (content.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
-    pattern = (steps[0].get("pattern") or {}).get("Regex", "").replace(r"\p{N}{1}", r"\p{N}{1,1}")
-    return next((n for n in range(1, 10) if pattern == _SPLIT.format(digits=n)), None)
 
 
 def _trained_config() -> dict[str, Any]:

@@ -8,23 +8,30 @@ from typing import TYPE_CHECKING
 from minglm.config import Config
 from minglm.data.documents import read_file_list
 from minglm.evaluate.golden import Golden
+from minglm.evaluate.report import PLAIN_SECTIONS
 from minglm.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from minglm.api import Model
 
 
+TWINS = {
+    name: f"""Its twin is [{twin}](../{twin}/README.md): the same seed, data and steps. What differs is the balancing,
+both of it: the step of the selection bias (`bias_rate`) and the balance loss (`balance_weight`).
+
+"""
+    for name, twin in (("glm-tiny-balanced", "glm-tiny-unbalanced"), ("glm-tiny-unbalanced", "glm-tiny-balanced"))
+}
 MISREAD = "Questions in other words than the training's few phrases may be misread."
 
 
-def card(model: "Model", recipe: Recipe, folder: Path, results: str, golden: list[Golden]) -> str:
-    """The README.md of a shipped checkpoint, every number in it measured or read from the run. `results`: the tables of
-    `minglm eval` in Markdown."""
+def card(model: "Model", recipe: Recipe, name: str, folder: Path, results: str, golden: list[Golden]) -> str:
+    """The README.md of a shipped checkpoint, every number in it measured or read from the run. `name`: the recipe's;
+    `results`: the tables of `minglm eval` in Markdown."""
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     examples = "\n".join(f"    {(g.prompt + g.text)!r}" for g in golden[:6])
-    longest = max(stage.sequence_length for stage in recipe.stages)
     talks = any(stage.format == "chat" for stage in recipe.stages)
-    return f"""# {folder.name}
+    return f"""# {name}
 
 {_architecture(model.config)} Stored in bfloat16.
 
@@ -33,7 +40,7 @@ not meant to be used as a language model.
 
 ## How it was made
 
-    minglm train {folder.name}
+    minglm train {name}
 
 Seed {recipe.seed}, {recipe.tokens / 1e6:.1f} million tokens, {recipe.optimiser}, {recipe.engine} engine. Every setting
 is in `recipe.toml`, the metrics of every {recipe.log_every} steps in `metrics.jsonl`, the routing of a fixed text over
@@ -42,13 +49,16 @@ same versions gives the same bits; another Python has other library files and sa
 
 {_stages(recipe)}
 
-## What it was trained on
+{TWINS.get(name, "")}## What it was trained on
 
 Generated tasks with and without written-out thinking, and Python source and docstrings found on the machine:
 
 {_origins(folder)}
 
-## Training curve (held-out text, first batches; 50 unseen items each, as plain text)
+## Training curve
+
+The first batches of the held-out text, so other figures than the table's below; 50 unseen items of each task, asked as
+plain text{", which fine-tuning unlearns: conversations are in the tables below" if talks else ""}.
 
 {_curve(folder)}
 
@@ -56,24 +66,32 @@ Generated tasks with and without written-out thinking, and Python source and doc
 
 ## Held-out results
 
-`minglm eval {folder.name}`
+`minglm eval {name}{"" if talks else " --only " + ",".join(PLAIN_SECTIONS)}`
 
 {results}
 
 ## Limits
 
-- Sequences in training had at most {longest} tokens; `max_position_embeddings` is
-  {model.config.max_position_embeddings}, and nothing is promised beyond {longest}.
-- It knows the task formats that it was trained on and Python; English otherwise hardly, Chinese but for numbers not at
-  all.
-- {MISREAD if talks else "It was never trained on conversations."}
+{_limits(model.config, recipe, talks)}
 
-## Golden greedy text (tested)
+## Golden greedy text
+
+What greedy decoding makes of some plain prompts, right or wrong: a test compares it word for word, so that no change of
+the code changes it unseen.
 
 {examples}
 
 `model.safetensors`: sha256 {digest}
 """
+
+
+def _limits(c: Config, recipe: Recipe, talks: bool) -> str:
+    longest = max(stage.sequence_length for stage in recipe.stages)
+    return f"""- Sequences in training had at most {longest} tokens; `max_position_embeddings` is
+  {c.max_position_embeddings}, and nothing is promised beyond {longest}.
+- It knows tasks as far as the figures above say, and Python; English otherwise hardly, Chinese but for numbers not at
+  all.
+- {MISREAD if talks else "It was never trained on conversations."}"""
 
 
 def _architecture(c: Config) -> str:
@@ -86,7 +104,9 @@ bias, {c.num_nextn_predict_layers} multi-token-prediction layer; a vocabulary of
 
 
 def _stages(recipe: Recipe) -> str:
-    header = "| stage | steps | rows × tokens | packing | loss on | mixture |\n|---|---|---|---|---|---|\n"
+    header = (
+        "| stage | steps | rows × tokens | packing | loss on | bias rate | balance weight | mixture |\n" + "|---" * 8
+    )
     lines = []
     for stage in recipe.stages:
         first = f"{stage.first_batch_size}–" if stage.first_batch_size else ""
@@ -94,8 +114,9 @@ def _stages(recipe: Recipe) -> str:
         mixture = ", ".join(f"{name} {share / total:.0%}" for name, share in stage.weights.items())
         counts = "every token" if stage.format == "text" else "what the assistant says"
         rows = f"{first}{stage.batch_size} × {stage.sequence_length}"
-        lines.append(f"| {stage.name} | {stage.steps} | {rows} | {stage.packing} | {counts} | {mixture} |")
-    return header + "\n".join(lines)
+        balance = f"{stage.bias_rate:g} | {stage.balance_weight:g}"
+        lines.append(f"| {stage.name} | {stage.steps} | {rows} | {stage.packing} | {counts} | {balance} | {mixture} |")
+    return header + "|\n" + "\n".join(lines)
 
 
 def _origins(folder: Path) -> str:

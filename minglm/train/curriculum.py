@@ -1,6 +1,7 @@
 """From a recipe to its batches: which source stands behind each name in a stage's weights."""
 
 import json
+import warnings
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -57,15 +58,21 @@ def read_chat(document: Document) -> Chat:
     return Chat(record["messages"], thinking, record.get("tools"))
 
 
-def given_source(documents: list[Document], template: ChatTemplate, encode: Encode) -> GivenSource:
-    """ValueError, naming file and line, for what is no conversation, and for one in which nobody answers."""
+def given_source(documents: list[Document], template: ChatTemplate, encode: Encode, length: int) -> GivenSource:
+    """Those that fit into rows of `length` tokens; warns how many do not. ValueError if none does, and, naming file and
+    line, for what is no conversation, and for one in which nobody answers."""
     pieces = []
     for document in documents:
         try:
             pieces.append(encode_chat(read_chat(document), template, encode))
         except ValueError as error:
             raise ValueError(f"{document.name}: {error}") from error
-    return GivenSource(pieces)
+    fitting = [piece for piece in pieces if len(piece.ids) <= length + 1]
+    if not fitting:
+        raise ValueError(f"no conversation fits into a sequence of {length} tokens; lengthen the sequence")
+    if left := len(pieces) - len(fitting):
+        warnings.warn(f"{left} of {len(pieces)} conversations are longer than {length} tokens, left out", stacklevel=2)
+    return GivenSource(fitting)
 
 
 class Curriculum:
@@ -116,7 +123,7 @@ class Curriculum:
         sources: dict[str, Source] = {name: ChatSource(name, *how) for name in (*TASKS, "turns")}
         sources |= {domain: ChatSource(domain, *how, stream) for domain, stream in self.streams.items()}
         if self.chats:
-            sources[CHAT] = given_source(self.chats, self.template, self.tokenizer.encode)
+            sources[CHAT] = given_source(self.chats, self.template, self.tokenizer.encode, stage.sequence_length)
         return sources
 
 

@@ -39,15 +39,23 @@ def same_recipe(run: Path, recipe: Recipe) -> None:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The complete checkpoint with the most steps."""
-    return max(_checkpoints(run), key=_steps, default=None)
+    return max(_checkpoints(run), key=steps_of, default=None)
 
 
 def _checkpoints(run: Path) -> list[Path]:
     return [path for path in run.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
 
 
-def _steps(checkpoint: Path) -> int:
+def steps_of(checkpoint: Path) -> int:
+    """After how many steps it was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove_it(damaged: Path) -> str:
+    """What to do about the newest checkpoint of a run when it cannot be read."""
+    others = [path for path in _checkpoints(damaged.parent) if path != damaged]
+    rest = f"goes on from {max(others, key=steps_of).name}" if others else "begins anew"
+    return f"Without {damaged.name}, if you remove that folder, the run {rest}"
 
 
 def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
@@ -61,8 +69,9 @@ def save_state(run: Path, model: Model, state: State, recipe: Recipe) -> Path:
     about = {"step": state.step, **_versions()}
     (unfinished / "state.json").write_text(json.dumps(about) + "\n", "utf-8")
     os.replace(unfinished, final)
-    for old in sorted(_checkpoints(run), key=_steps)[:-KEPT]:
-        shutil.rmtree(old)
+    for old in sorted(_checkpoints(run), key=steps_of)[:-KEPT]:
+        os.replace(old, unfinished)  # so that none is half there under its name
+        shutil.rmtree(unfinished)
     return final
 
 
@@ -82,11 +91,12 @@ def newest_state(run: Path, recipe: Recipe, dtype: Any = np.float32) -> State | 
     _, params = load_checkpoint(folder, dtype)
     try:
         about = json.loads((folder / "state.json").read_text("utf-8"))
-        step = about["step"]
+        if (step := about["step"]) != steps_of(folder):
+            raise ValueError(f"state.json tells of step {step!r}")
         arrays = load_file(folder / "optimiser.safetensors")
         optimiser = OPTIMISERS[recipe.optimiser].restore(params, arrays, step, **optimiser_options(recipe))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: its optimiser state cannot be read ({error}); remove this checkpoint") from error
+        raise ValueError(f"{folder}: its optimiser state cannot be read ({error}). {remove_it(folder)}") from error
     for name, here in _versions().items():
         if about.get(name) != here:
             warnings.warn(

@@ -47,6 +47,7 @@ def train(
     DivergedError with the last good checkpoint when the loss blows up, OSError when another process is training in
     `run`.
     """
+    run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
     with only_one(run):
         same_recipe(run, recipe)
@@ -81,9 +82,12 @@ def _train(
                 state, metrics = train_step(state, batches.batch(state.step), model, recipe, ops)
             except DivergedError as error:
                 kept = newest_checkpoint(run)
-                raise DivergedError(
-                    f"{error}; last good checkpoint: {kept or 'none yet'}; lower the learning rate"
-                ) from error
+                rest = (
+                    f"; the last good checkpoint is kept: --from {kept} --run-folder NEW goes on from it"
+                    if kept
+                    else ""
+                )
+                raise DivergedError(f"{error}; lower the learning rate{rest}") from error
             done = state.step == recipe.steps
             bar.show(metrics)
             if metrics.step % recipe.log_every == 0 or done:

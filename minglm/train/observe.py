@@ -27,10 +27,13 @@ def observer(run: Path, recipe: Recipe, numbers: Callable[["Model"], dict[str, f
     def observe(model: "Model", step: int) -> dict[str, float]:
         (run / ROUTING).mkdir(exist_ok=True)
         write_tensors(run / ROUTING / f"{step:06d}.safetensors", {f"step_{step:06d}": probe_routing(model)})
-        regular = step % recipe.eval_every == 0 or step == recipe.steps
-        if regular:
-            plot_training(read_metrics(run), run.name).savefig(run / "training.png", dpi=100)
-        return numbers(model) if numbers and regular else {}
+        if step % recipe.eval_every and step != recipe.steps:
+            return {}
+        found = numbers(model) if numbers else {}
+        lines = [*read_metrics(run), {"step": step - 1, **found}]
+        figure = plot_training(lines, run.name, model.config.num_nextn_predict_layers)
+        figure.savefig(run / "training.png", dpi=100)
+        return found
 
     return observe
 
@@ -56,6 +59,8 @@ def probe_routing(model: "Model") -> np.ndarray:  # -> uint8 [T, layer, K]
         return array
 
     transformer(ids, model.params, model.config, tap=watch)
+    if not found:
+        return np.zeros((ids.shape[1], 0, model.config.num_experts_per_tok), np.uint8)
     return np.stack(found, axis=1)
 
 

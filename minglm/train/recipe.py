@@ -27,7 +27,7 @@ class Stage:
     steps: int
     batch_size: int  # B, rows per step
     sequence_length: int  # T
-    weights: dict[str, float]  # shares of the tokens: text domains, tasks, kinds of conversation
+    weights: dict[str, float] = field(default_factory=dict)  # shares of the tokens: domains, tasks, conversations
     format: str = "text"  # "text": loss on every token; "chat": conversations, loss on what the assistant says
     packing: str = "truncate"  # "truncate": rows cut documents anywhere; "best-fit": whole documents where they fit
     thinking: float = 0.5  # share of the task items whose steps are written out
@@ -69,9 +69,16 @@ class Recipe:
             _require(value in choices, "recipe", name, value, " or ".join(map(repr, choices)))
         head = self.head_optimiser
         _require(head in (None, "adamw"), "recipe", "head_optimiser", head, "'adamw', or left out")
-        _require(bool(self.stages), "recipe", "stages", self.stages, "one [[stages]] table or more")
-        fields_known = isinstance(self.config, dict) and self.config.keys() <= {f.name for f in fields(Config)}
-        _require(fields_known, "recipe", "config", self.config, "a table of fields of a model's config")
+        staged = isinstance(self.stages, tuple) and all(isinstance(stage, Stage) for stage in self.stages)
+        _require(staged and bool(self.stages), "recipe", "stages", self.stages, "one [[stages]] table or more")
+        _require(
+            isinstance(self.config, dict), "recipe", "config", self.config, "a table of fields of a model's config"
+        )
+        known_fields = {f.name for f in fields(Config)} - {"extra"}
+        unknown = sorted(self.config.keys() - known_fields)
+        _require(
+            not unknown, "recipe", "config", unknown, f"fields of a model's config: {', '.join(sorted(known_fields))}"
+        )
         context = self.model_config().max_position_embeddings
         for number, stage in enumerate(self.stages):
             _check_stage(stage, number, context)
@@ -118,7 +125,8 @@ class Recipe:
 
     def model_config(self, number: int = -1) -> Config:
         """The model's config in a stage: of the last one, if none is asked for."""
-        config = PRESETS[self.preset].replace(**self.config)
+        lists = {name: tuple(value) for name, value in self.config.items() if isinstance(value, list)}
+        config = PRESETS[self.preset].replace(**self.config | lists)
         theta = self.stages[number].rope_theta if self.stages else None
         return config if theta is None else config.replace(rope_theta=theta)
 
@@ -180,7 +188,7 @@ def load_recipe(name: str) -> Recipe:
     if not path.is_file():
         raise ValueError(f"{name!r} is neither a recipe file nor one of {', '.join(NAMES)}")
     try:
-        return Recipe.from_toml(path.read_text("utf-8"), str(path))
+        return Recipe.from_toml(path.read_text("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text: {error}") from error
 
@@ -188,6 +196,7 @@ def load_recipe(name: str) -> Recipe:
 # -- checks ------------------------------------------------------------------------------------------------------
 
 LEAST = {"seed": 0, "warmup": 0, "ramp": 0, "sequence_length": 2}  # of whole numbers; of the others 1
+MOST = 10_000_000  # of whole numbers
 MOST_ABOVE_ZERO = ("learning_rate", "clip_norm", "rope_theta")
 SHARES = ("thinking", "switch")
 
@@ -209,7 +218,8 @@ def _check_numbers(record: Any, where: str, above_zero: tuple[str, ...]) -> None
             continue
         if "int" in kinds:
             least = LEAST.get(f.name, 1)
-            _require(_is_whole(value) and value >= least, where, f.name, value, f"a whole number, {least} or more")
+            holds = _is_whole(value) and least <= value <= MOST
+            _require(holds, where, f.name, value, f"a whole number from {least} to {MOST:,}")
         elif "float" in kinds and "dict" not in kinds:
             above = f.name in above_zero
             holds = _is_number(value) and (value > 0 if above else value >= 0)
@@ -219,14 +229,15 @@ def _check_numbers(record: Any, where: str, above_zero: tuple[str, ...]) -> None
 
 def _check_stage(stage: Stage, number: int, context: int) -> None:
     where = f"stage {number + 1} ({stage.name})"
+    _require(isinstance(stage.name, str) and bool(stage.name), where, "name", stage.name, "a text")
     _check_numbers(stage, where, MOST_ABOVE_ZERO)
     for name, choices in (("format", ("text", "chat")), ("packing", ("truncate", "best-fit"))):
         value = getattr(stage, name)
         _require(value in choices, where, name, value, " or ".join(map(repr, choices)))
     fits = stage.sequence_length <= context
     _require(fits, where, "sequence_length", stage.sequence_length, f"at most the model's context, {context}")
-    shares = isinstance(stage.weights, dict) and all(map(_is_number, stage.weights.values()))
-    _require(shares, where, "weights", stage.weights, "a table of names and shares")
+    shares = isinstance(stage.weights, dict) and all(_is_number(w) and 0 <= w <= 1e9 for w in stage.weights.values())
+    _require(shares, where, "weights", stage.weights, "a table of names and shares, numbers from 0 up")
     first = stage.learning_rate is not None or number > 0
     _require(first, where, "learning_rate", stage.learning_rate, "given: the first stage begins the schedule")
     begins = stage.learning_rate is not None or not (stage.warmup or stage.final_rate is not None)
@@ -238,6 +249,8 @@ def _check_stage(stage: Stage, number: int, context: int) -> None:
         _require(value <= stage.steps, where, name, value, f"at most the stage's {stage.steps} steps")
     ramps = (stage.first_batch_size is None) == (stage.ramp == 0)
     _require(ramps, where, "first_batch_size and ramp", (stage.first_batch_size, stage.ramp), "given together")
+    grows = (stage.first_batch_size or 1) <= stage.batch_size
+    _require(grows, where, "first_batch_size", stage.first_batch_size, f"at most batch_size, {stage.batch_size}")
     whole = stage.format == "text" or stage.packing == "best-fit"
     _require(whole, where, "packing", stage.packing, "'best-fit' for conversations, which must not be cut")
 

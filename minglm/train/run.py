@@ -22,12 +22,13 @@ from minglm.data.documents import (
     read_file_list,
 )
 from minglm.data.heldout import Document, heldout_documents
-from minglm.data.libraries import Package, find_packages, origins
+from minglm.data.libraries import Origin, find_packages, origins
 from minglm.data.tasks import TASKS, heldout_items, make_train, plain
 from minglm.evaluate.accuracy import accuracy
 from minglm.evaluate.bits_per_byte import bits_per_byte
 from minglm.evaluate.golden import golden_texts
-from minglm.evaluate.report import as_json, as_markdown, report
+from minglm.evaluate.report import PLAIN_SECTIONS, SECTIONS, as_json, as_markdown, report
+from minglm.fast.team import thread_count
 from minglm.formats.files import write_text
 from minglm.formats.tensors import write_tensors
 from minglm.model.params import init_params, walk_stacked
@@ -35,7 +36,7 @@ from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
 from minglm.train.card import card
 from minglm.train.curriculum import Curriculum
-from minglm.train.folder import newest_checkpoint
+from minglm.train.folder import newest_checkpoint, remove_it, same_recipe, steps_of
 from minglm.train.loop import train
 from minglm.train.observe import observer, routing_over_time
 from minglm.train.recipe import Recipe
@@ -90,7 +91,12 @@ def quick_look(model: Model) -> dict[str, float]:
 
 def _newest_model(run: Path) -> Model | None:
     newest = newest_checkpoint(run)
-    return None if newest is None else load(newest)
+    if newest is None:
+        return None
+    try:
+        return load(newest)
+    except ValueError as error:
+        raise ValueError(f"{error}. {remove_it(newest)}") from error
 
 
 def _check_start(model: Model, recipe: Recipe) -> Tokenizer:
@@ -102,25 +108,49 @@ def _check_start(model: Model, recipe: Recipe) -> Tokenizer:
     return model.tokenizer
 
 
-def _note_start(run: Path, start: Model | None) -> None:
-    """Record which weights a run began with; ValueError for a folder whose run began with others."""
+def _beginning(start: Model | None) -> str:
+    """What tells which weights a run began with."""
+    if start is None:
+        return "fresh weights"
     digest = hashlib.sha256()
-    for _, array in walk_stacked(start.params) if start else ():
+    for _, array in walk_stacked(start.params):
         digest.update(array.tobytes())
-    begin, path = digest.hexdigest() if start else "fresh weights", run / "began_with.txt"
-    if path.exists() and path.read_text("utf-8").strip() != begin:
-        raise ValueError(f"{run} holds a run that began with other weights; give another --run-folder or remove it")
-    run.mkdir(parents=True, exist_ok=True)
-    write_text(path, f"{begin}\n")
+    return digest.hexdigest()
 
 
-def _note_files(run: Path, docs: list[Document], packages: Sequence[Package], say: Say) -> None:
-    """Record which files the text came from; say so when a resumed run finds others."""
-    path, found = run / "training_files.json", file_list(docs)
-    if path.exists() and (difference := compare_file_lists(read_file_list(path.read_text("utf-8"))[0], found)):
+def _check_run(run: Path, recipe: Recipe, own: list[Document], beginning: str) -> None:
+    """Before anything is read or written: ValueError if the folder holds another run."""
+    if newest_checkpoint(run) is None:
+        return  # nobody has trained here yet
+    same_recipe(run, recipe)
+    rest = "give another --run-folder or remove it"
+    path = run / "began_with.txt"
+    if path.exists() and path.read_text("utf-8").strip() != beginning:
+        raise ValueError(f"{run} holds a run that began with other weights; {rest}")
+    if own and (difference := _difference(run, own)):
+        raise ValueError(f"{run} holds a run on other data; {rest}. {difference}")
+
+
+def _note_run(run: Path, docs: list[Document], origins: list[Origin], beginning: str, say: Say) -> None:
+    """Record which weights a run began with, and which files the text came from; say so when a resumed run finds
+    others."""
+    if newest_checkpoint(run) is None:
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "began_with.txt", f"{beginning}\n")
+        write_text(run / "training_files.json", file_list_text(file_list(docs), origins))
+    elif difference := _difference(run, docs):
         say(f"careful: {difference}")
-    elif not path.exists():
-        write_text(path, file_list_text(found, origins(docs, list(packages))))
+
+
+def _difference(run: Path, docs: list[Document]) -> str | None:
+    """How these documents differ from those that a run began with."""
+    path = run / "training_files.json"
+    try:
+        return (
+            compare_file_lists(read_file_list(path.read_text("utf-8"))[0], file_list(docs)) if path.exists() else None
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not what a run writes there ({error!r}); give another --run-folder") from error
 
 
 def train_recipe(
@@ -130,32 +160,57 @@ def train_recipe(
     start: Model | None = None,
     say: Say = print,
     threads: int | None = None,
+    steps: int | None = None,
 ) -> Model:
     """Train a recipe from nothing, or go on where `run` stopped.
 
     `files`: the user's own text instead of our text and tasks; the ends of the files are held out. `start`: the model
     to fine-tune; without it the weights are fresh and the tokenizer is learnt, from the files and from our text, so
-    that a small file is enough.
+    that a small file is enough. `steps`: another number of steps than the recipe's.
+
+    Raises ValueError for files that cannot be trained on, and for a run folder of another recipe, of other files of the
+    user's, or that began with other weights.
     """
     own, tails = hold_out_tails(load_text_files(files))
+    if files:
+        recipe = with_own_data(recipe, {document.domain for document in own})
+    else:
+        _check_weights(recipe)
+    if steps is not None:
+        recipe = recipe.shortened(steps)
+    thread_count(threads)
+    beginning = _beginning(start)
+    _check_run(run, recipe, own, beginning)
     say("reading the training text …")
     packages = [] if own else find_packages(say=say)
     docs = [] if own and start else list(documents(packages=packages))
-    if files:
-        recipe = with_own_data(recipe, {document.domain for document in own})
     used = own or docs
     say(f"{len(used)} documents, {sum(len(d.text.encode()) for d in used) / 1e6:.1f} MB")
-    _note_start(run, start)
     model = _newest_model(run) or start or fresh_model(recipe, [*own, *docs])
     tokenizer = _check_start(model, recipe)
-    _note_files(run, used, packages, say)
     say("encoding …")
+    newest = newest_checkpoint(run)
     batches = Curriculum(recipe, used, tokenizer, model.chat_template or ChatTemplate())
-    say(f"{'fresh weights' if newest_checkpoint(run) is None and start is None else 'going on'}: {model}")
+    _note_run(run, used, [] if own else origins(docs, packages), beginning, say)
+    say(f"{'fresh weights' if newest is None and start is None else 'going on'}: {model}")
     names = ", ".join(f"{stage.name} {stage.steps}" for stage in recipe.stages)
     say(f"steps: {names}; {recipe.tokens / 1e6:.1f} million tokens, {recipe.engine} engine, into {run}")
+    if newest and steps_of(newest) >= recipe.steps:
+        say("all of them were made before; nothing is left to train (another --run-folder begins anew)")
     look = (lambda m: {"text_bits_per_byte": bits_per_byte(m, tails)}) if tails else None if files else quick_look
     return train(model, recipe, batches, run, observer(run, recipe, look), threads=threads)
+
+
+def _check_weights(recipe: Recipe) -> None:
+    """Before anything is read: ValueError for a stage that does not name data of ours."""
+    known = ("code", "prose", *TASKS, "turns")
+    for stage in recipe.stages:
+        unknown = sorted(stage.weights.keys() - set(known))
+        if unknown or not any(stage.weights.values()):
+            raise ValueError(
+                f"stage {stage.name}: its weights name {', '.join(unknown) or 'nothing'}; wanted some of "
+                f"{', '.join(known)}, or your own files with --data"
+            )
 
 
 def with_own_data(recipe: Recipe, domains: set[str]) -> Recipe:
@@ -174,24 +229,24 @@ def with_own_data(recipe: Recipe, domains: set[str]) -> Recipe:
     return replace(recipe, stages=tuple(stages))
 
 
-def finish(model: Model, recipe: Recipe, run: Path, folder: Path, own_data: bool, say: Say = print) -> None:
-    """Write the finished model in bfloat16 with its metrics, plot, routing over time and list of training files; for
-    one of our recipes, not the user's own data, also held-out results, golden texts and a card."""
+def finish(model: Model, recipe: Recipe, run: Path, folder: Path, name: str | None = None, say: Say = print) -> None:
+    """Write the finished model in bfloat16 with its metrics, plot, routing over time and list of training files. With
+    the `name` of a recipe of ours that was run as it stands, also held-out results, golden texts and a card."""
     model.save(folder, "bfloat16")
     shipped = load(folder)  # what readers will get: weights rounded to bfloat16
-    for name in ("metrics.jsonl", "training_files.json", "recipe.toml", "training.png"):
-        shutil.copyfile(run / name, folder / name)
+    for file in ("metrics.jsonl", "training_files.json", "recipe.toml", "training.png"):
+        shutil.copyfile(run / file, folder / file)
     moments = routing_over_time(run)
     write_tensors(folder / "routing.safetensors", moments)
-    if own_data:
-        last = (folder / "metrics.jsonl").read_text("utf-8").splitlines()[-1]
-        say(f"saved {folder}; its last metrics: {last[:160]}")
+    if name is None:
+        say(f"saved {folder}; minglm chat --model {folder} talks to it, minglm eval {folder} measures it")
         return
     golden = golden_texts(shipped)
     lines = ",\n".join(json.dumps(g._asdict(), ensure_ascii=False) for g in golden)
     write_text(folder / "golden.json", f"[\n{lines}\n]\n")
     say("measuring …")
-    tables = report(shipped)
+    talks = any(stage.format == "chat" for stage in recipe.stages)
+    tables = report(shipped, SECTIONS if talks else PLAIN_SECTIONS)
     write_text(folder / "eval.json", as_json(tables, shipped))
-    write_text(folder / "README.md", card(shipped, recipe, folder, as_markdown(tables, shipped), golden))
+    write_text(folder / "README.md", card(shipped, recipe, name, folder, as_markdown(tables, shipped), golden))
     say(f"saved {folder}")

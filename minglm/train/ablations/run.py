@@ -21,8 +21,8 @@ import numpy as np
 from minglm.api import Model
 from minglm.config import Config
 from minglm.data.batches import Batch, Corpus, TokenStream
-from minglm.data.documents import documents
-from minglm.data.libraries import find_packages
+from minglm.data.documents import documents, file_list, file_list_text
+from minglm.data.libraries import find_packages, origins
 from minglm.formats.files import write_text
 from minglm.formats.tensors import write_tensors
 from minglm.look.curves import read_metrics
@@ -33,7 +33,7 @@ from minglm.train.ablations.figures import ROWS, HeldOut, figures, held_out
 from minglm.train.curriculum import Curriculum
 from minglm.train.loop import Batches, Observe, train
 from minglm.train.recipe import Recipe
-from minglm.train.run import _note_files, learn_tokenizer
+from minglm.train.run import learn_tokenizer
 from minglm.train.step import DivergedError, operations, start, train_step
 
 Say = Callable[[str], None]
@@ -68,7 +68,7 @@ def prepare(folder: Path, say: Say = print, rows: int = ROWS) -> Data:
         say("reading the training text …")
         packages = find_packages(say=say)
         docs = list(documents(packages=packages))
-        _note_files(folder, docs, packages, say)
+        write_text(folder / "training_files.json", file_list_text(file_list(docs), origins(docs, packages)))
         if not (folder / "tokenizer.json").exists():
             say("learning the tokenizer …")
             learn_tokenizer(docs, BASELINE.make_recipe().model_config().vocab_size).save(folder)
@@ -210,8 +210,16 @@ def result_path(folder: Path, variant: Variant, seed: int) -> Path:
 
 def read_results(folder: Path) -> dict[tuple[str, int], Result]:
     """Every finished run, by name and seed."""
-    found = [json.loads(path.read_text("utf-8")) for path in sorted((folder / "results").glob("*.json"))]
-    return {(result["name"], result["seed"]): result for result in found}
+    found: dict[tuple[str, int], Result] = {}
+    for path in sorted((folder / "results").glob("*.json")):
+        try:
+            result = json.loads(path.read_text("utf-8"))
+            if path.name != f"{result['name']}-{result['seed']}.json" or len(result) < 3:
+                raise ValueError("it is another run's, or empty")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the result of a run ({error!r}); remove it, and it is made again") from error
+        found[result["name"], result["seed"]] = result
+    return found
 
 
 def run_all(
