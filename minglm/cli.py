@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
+def _load(given: argparse.Namespace) -> minglm.Model:
+    memory = None if given.memory is None else given.memory * 1e9
+    return load(given.model, given.dtype, "mmap" if given.mmap else "memory", memory)
+
+
 def _demo(given: argparse.Namespace) -> None:
     from minglm.demo import demo
 
@@ -54,17 +59,21 @@ def _demo(given: argparse.Namespace) -> None:
 
 def _generate(given: argparse.Namespace) -> None:
     from minglm.generate.loop import Stats
+    from minglm.look.reading import residency_of, show_reading
 
-    model, steps = load(given.model, given.dtype), []
+    model, steps = _load(given), []
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, so there is no text to print; use it from Python with token ids")
     decoder = model.tokenizer.stream()
-    for step in model.steps(given.prompt, given.tokens, **_sampling(given), **_engine(given)):
+    coming = model.steps(given.prompt, given.tokens, **_sampling(given), **_engine(given))
+    for step in show_reading(coming, model.params):
         steps.append(step)
         if step.stop_reason != "end token":
             print(decoder.feed(step.id), end="", flush=True)
     print(decoder.finish())
-    print(f"({Stats.of(0, steps)})", file=sys.stderr)
+    residency = residency_of(model.params)
+    read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
+    print(f"({Stats.of(0, steps)}{read})", file=sys.stderr)
 
 
 def _chat(given: argparse.Namespace) -> None:
@@ -76,7 +85,7 @@ def _chat(given: argparse.Namespace) -> None:
     for name in given.tools:
         tools |= {"calculator": calculator} if name == "calculator" else tools_in(name)
     chat(
-        load(given.model),
+        _load(given),
         thinking=not given.no_thinking,
         max_new_tokens=given.tokens,
         tools=tools,
@@ -242,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_engine(demo)
 
     generate = _command(commands, "generate", _generate, "continue a prompt", prompt=None)
-    generate.add_argument("--dtype", default="float32", help="how weights are kept: float32, bfloat16, fp8, …")
+    _add_loading(generate)
     _add_sampling(generate)
     _add_engine(generate)
 
@@ -251,6 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--tools", nargs="+", default=[], metavar="FILE", help="Python files whose functions it may call, or calculator"
     )
+    _add_loading(chat)
     _add_sampling(chat)
     _add_engine(chat)
 
@@ -350,6 +360,14 @@ def _command(
             "prompt", nargs="?" if default else None, default=default, help="a text (for routing also a text file)"
         )
     return parser
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", help="how weights are kept: float32 (default), bfloat16, fp8, …")
+    parser.add_argument("--mmap", action="store_true", help="leave them in the files and read what a token needs")
+    parser.add_argument(
+        "--memory", type=float, metavar="GB", help="with --mmap: how much of the files may stay in memory"
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

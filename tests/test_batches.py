@@ -38,12 +38,13 @@ from minglm.data.chats import (
     tool_chat,
     turns_chat,
 )
+from minglm.data.documents import load_text_files
 from minglm.data.heldout import make_document
 from minglm.data.tasks import TASKS, is_heldout, make_train
 from minglm.text.answer import parse_answer
 from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import Tokenizer, train_tokenizer
-from minglm.train.curriculum import DOCUMENT, Curriculum, TaskSource
+from minglm.train.curriculum import DOCUMENT, Curriculum, TaskSource, given_source
 from minglm.train.recipe import Recipe, Stage
 from minglm.train.run import with_own_data
 
@@ -481,3 +482,26 @@ def test_own_data_of_either_kind_changes_the_stages():
         with_own_data(RECIPE, {"text", "chat"})
     with pytest.raises(ValueError, match="no text stage"):
         with_own_data(replace(RECIPE, stages=(OWN,)), {"text"})
+
+
+def test_conversations_that_are_too_long_are_counted(tmp_path):
+    long = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba " * 400}]
+    short = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in (long, short, long)), "utf-8")
+    tokenizer = train_tokenizer([], 292)
+    with pytest.warns(UserWarning, match="2 of 3 conversations are longer than 120 tokens, left out"):
+        source = given_source(load_text_files([path]), ChatTemplate(), tokenizer.encode, 120)
+    assert len(source.pieces) == 1
+
+
+def test_own_files_that_begin_or_break_oddly(tmp_path):
+    empty, half = tmp_path / "empty.txt", tmp_path / "half.jsonl"
+    empty.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(ValueError, match=r"empty\.txt: the file is empty"):
+        load_text_files([empty])
+    half.write_text('{"text": "a\\ud83d"}\n', "utf-8")
+    with pytest.raises(ValueError, match=r"half\.jsonl, line 1: half a character"):
+        load_text_files([half])
+    half.write_text('{"text": "a\\ud83d\\ude00"}\n', "utf-8")
+    assert load_text_files([half])[0].text == "a😀"

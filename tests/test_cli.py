@@ -189,6 +189,15 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
         code, _, err = run(capsys, *common)
         assert code == 2
         assert "began with other weights" in err
+    code, out, _ = run(capsys, *common, "--from", folder)
+    assert code == 0
+    assert "nothing is left to train" in out
+    files = read_file_list((run_folder / "training_files.json").read_text("utf-8"))
+    assert files[1] == []  # the user's own files are nobody's package
+    texts.write_text("another text\n" * 600, "utf-8")
+    code, _, err = run(capsys, *common, "--from", folder)
+    assert code == 2
+    assert "holds a run on other data; give another --run-folder" in err
     recipe.write_text(Recipe("glm-nano", (replace(stage, sequence_length=300),)).to_toml(), "utf-8")
     code, _, err = run(capsys, *common[:-1], str(tmp_path / "new"), "--from", folder)
     assert code == 2
@@ -206,6 +215,13 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
         (["trace", "--model", "FOLDER", "x", "--keep", "layers.9.*"], "layers.9"),
         (["train", "no-such-recipe"], "neither a recipe file nor one of"),
         (["train", "--data", "missing.txt", "--run-folder", "TMP/r"], "missing.txt"),
+        (["train", "--from", "FOLDER", "--run-folder", "TMP/r"], "its weights name text; wanted some of code, prose,"),
+        (["train", "glm-nano", "--save", "FOLDER"], "--force"),
+        (["train", "glm-nano", "--engine", "fast", "--run-folder", "TMP/r", "--steps", "2"], "steps = 2 must be 3 or"),
+        (["eval", "FOLDER", "--items", "0"], "items = 0 must be a whole number"),
+        (["eval", "FOLDER", "--only", ""], "no section ''"),
+        (["eval", "FOLDER", "--only", "tools"], "it wants a context of 512 tokens, the model has 256"),
+        (["eval", "FOLDER", "--save", "TMP"], "Is a directory"),
         (["new", "GLM-9", "x"], "no preset"),
         (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "max_new_tokens"),
         (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),

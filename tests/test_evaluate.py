@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minglm.api import Model
+from minglm.api import Model, load
 from minglm.cli import main
 from minglm.data import chats
 from minglm.data.batches import IGNORE, Batch, Corpus, Piece, TokenStream, lay_out
@@ -21,11 +21,13 @@ from minglm.model import ops as numpy_ops
 from minglm.model.attention import make_layout
 from minglm.model.loss import shift_targets
 from minglm.model.mtp import mtp_layer
+from minglm.model.params import init_params
 from minglm.model.transformer import head, transformer
 from minglm.text.answer import ToolCall
 from minglm.text.template import ChatTemplate
 from minglm.text.tokenizer import train_tokenizer
 from minglm.text.tools import call_tool, run_tools, run_tools_all, turn
+from minglm.train.observe import probe_routing
 from tests.helpers import assert_close
 from tests.variants import MICRO, random_params
 
@@ -707,3 +709,27 @@ def test_command(model, small, tmp_path, capsys):
     assert json.loads(out[1].read_text("utf-8"))["tables"][0]["name"] == "balance"
     assert main(["eval", str(tmp_path / "m"), "--only", "speed"]) == 2
     assert "no section 'speed'" in capsys.readouterr().err
+
+
+def test_sections_that_there_is_nothing_to_measure_for_are_left_out():
+    model = load("glm-nano")
+    layers = model.config.num_hidden_layers
+    dense = model.config.replace(first_k_dense_replace=layers, num_nextn_predict_layers=0)
+    it = Model(dense, init_params(dense, np.random.default_rng(0)), model.tokenizer, model.chat_template)
+    tables = []
+    with pytest.raises(ValueError, match="experts: the model has no layer with experts; leave it out with --only"):
+        report.report(it, ["text", "experts"], tables=tables)
+    assert tables == []  # said before anything is measured
+    assert [name for name in report.SECTIONS if report._why_not(it, name)] == ["mtp", "balance", "experts"]
+    assert probe_routing(it).shape[1] == 0
+
+
+def test_tables_that_were_finished_are_kept(monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minglm.evaluate.report.balance_rows", interrupted)
+    tables = []
+    with pytest.raises(KeyboardInterrupt):
+        report.report(load("glm-nano"), ["text", "balance"], with_ngram=False, tables=tables, progress=False)
+    assert [table.name for table in tables] == ["text"]

@@ -97,6 +97,8 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path):
     path.write_text(RECIPE.to_toml().replace("warmup", "warmpu"), "utf-8")
     with pytest.raises(ValueError, match=r"mine\.toml: stage 1: unknown warmpu; known are name, steps"):
         load_recipe(str(path))
+    path.write_bytes(b"\xef\xbb\xbf" + RECIPE.to_toml().encode())  # as some editors begin a file
+    assert load_recipe(str(path)) == RECIPE
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"mine\.toml: not UTF-8"):
         load_recipe(str(path))
@@ -108,6 +110,14 @@ def test_a_recipe_file_is_read_and_named_in_errors(tmp_path):
 def test_what_is_no_recipe_is_said_so(text):
     with pytest.raises(ValueError, match=r"^recipe: "):
         Recipe.from_toml(text)
+
+
+def test_the_config_s_fields_are_named_and_lists_are_taken():
+    assert replace(RECIPE, config={"eos_token_id": [1, 2]}).model_config().eos_token_id == (1, 2)
+    with pytest.raises(ValueError, match=r"config = \['hidden'\] must be fields of a model's config: attention_bias"):
+        replace(RECIPE, config={"hidden": 8, "hidden_size": 64})
+    with pytest.raises(ValueError, match="stages"):
+        replace(RECIPE, stages=({"name": "one"},))
 
 
 NUMBERS = ("steps", "batch_size", "sequence_length", "learning_rate", "bias_rate", "mtp_weight", "thinking", "warmup")
@@ -131,6 +141,10 @@ def test_values_of_the_wrong_kind_are_named(name, value):
         ({"sequence_length": 5000}, "at most the model's context, 1024"),
         ({"weights": [1]}, "a table of names and shares"),
         ({"weights": {"code": "much"}}, "a table of names and shares"),
+        ({"weights": {"code": -1.0}}, "numbers from 0 up"),
+        ({"name": 5}, "name = 5 must be a text"),
+        ({"steps": 10**9}, "a whole number from 1 to 10,000,000"),
+        ({"first_batch_size": 9}, "at most batch_size, 8"),
         ({"learning_rate": None}, "the first stage begins the schedule"),
         ({"warmup": 61}, "at most the stage's 60 steps"),
         ({"ramp": 61}, "at most the stage's 60 steps"),

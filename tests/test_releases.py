@@ -1,6 +1,7 @@
 """Folders of the GLM-4.x releases in their true layout: read strictly, mapped, described without reading."""
 
 import json
+import re
 import sys
 import time
 import warnings
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 import minglm
+from minglm.cli import main
 from minglm.formats.checkpoint import map_checkpoint
 from minglm.formats.mapped import ExpertStack
 from minglm.formats.smallfloats import SmallFloats
+from minglm.look import reading
 from minglm.look.folder import describe_folder
 from minglm.model import walk
 from tests.helpers import difference
@@ -236,3 +239,33 @@ def test_a_folder_of_full_size_is_described_in_seconds(tmp_path, name):
     assert "Every tensor that config.json asks for is there" in said
     with pytest.raises(ValueError, match=r"parameters: .* GB in float32.*are free: .*mode='mmap'"):
         minglm.load(tmp_path)
+
+
+def test_generate_reads_mapped_files_and_says_how_much(capsys):
+    assert main(["generate", "--mmap", "--memory", "0.01", "--tokens", "6", "import "]) == 0
+    mapped = capsys.readouterr()
+    assert re.search(r"0\.0\d GB of experts read\)", mapped.err)
+    assert main(["generate", "--dtype", "bfloat16", "--tokens", "6", "import "]) == 0
+    owned = capsys.readouterr()
+    assert owned.out == mapped.out
+    assert "experts read" not in owned.err
+    assert main(["generate", "--memory", "1", "import "]) == 2
+    assert "mode='mmap'" in capsys.readouterr().err
+
+
+def test_while_the_first_token_is_awaited_the_terminal_shows_what_is_read(monkeypatch, capsys):
+    model = minglm.load("glm-nano", mode="mmap")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(reading, "EVERY", 0.01)
+
+    def slowly():
+        time.sleep(0.1)
+        yield from (1, 2)
+        time.sleep(0.05)
+
+    assert list(reading.show_reading(slowly(), model.params)) == [1, 2]
+    shown = capsys.readouterr().err
+    assert "\r0.00 GB of experts read" in shown
+    assert shown.endswith("\r\033[K")
+    assert list(reading.show_reading((1, 2), minglm.new("micro").params)) == [1, 2]
+    assert capsys.readouterr().err == ""

@@ -305,6 +305,26 @@ def test_one_process_at_a_time(tmp_path, model):
     train(model, RECIPE, Batches(), tmp_path, stop_after=1, progress=False)  # and it is let go
 
 
+def test_old_checkpoints_lose_their_name_before_their_files(tmp_path, model, monkeypatch):
+    """Who is killed while one is removed must not leave half of it under its name."""
+    removed = []
+    monkeypatch.setattr(folder.shutil, "rmtree", lambda path, **options: removed.append(path.name))
+    train(model, replace(RECIPE, save_every=2), Batches(), tmp_path, progress=False)
+    assert {*removed} == {"unfinished"}
+
+
+@pytest.mark.parametrize("step", ['"4"', "null", "4", "true", "NaN"])
+def test_a_state_of_another_step_is_refused(step, tmp_path, model):
+    for steps in (4, 4):
+        train(model, RECIPE, Batches(), tmp_path, stop_after=steps, progress=False)
+    (newest_checkpoint(tmp_path) / "state.json").write_text(f'{{"step": {step}}}')
+    message = (
+        r"tells of step .*Without checkpoint-000008, if you remove that folder, the run goes on from checkpoint-000004"
+    )
+    with pytest.raises(ValueError, match=message):
+        newest_state(tmp_path, RECIPE)
+
+
 @pytest.mark.parametrize("damage", ["optimiser.safetensors", "state.json"])
 def test_damaged_state_is_named(damage, tmp_path, model):
     train(model, RECIPE, Batches(), tmp_path, stop_after=4, progress=False)

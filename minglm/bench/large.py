@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from minglm.api import Model, load
 from minglm.config import PRESETS, Config
 from minglm.formats.tensors import write_tensors
+from minglm.look.reading import residency_of
 from minglm.look.tables import table
 from minglm.model.ops import Array
 from minglm.model.params import is_norm, shapes, walk
@@ -80,8 +81,8 @@ def _weight(name: str, shape: tuple[int, ...], pool: Array, rng: np.random.Gener
 
 def run(model: Model, prompt: Sequence[int], new: int) -> Iterator[Token]:
     """Generate; the first of these is the whole prompt's."""
-    last: Any = model.params.layers[-1].mlp
-    residency = last.experts.gate_proj.home.residency
+    residency = residency_of(model.params)
+    assert residency is not None  # it was mapped
     before = residency.read
     with _most_resident() as most:
         for step in model.steps(list(prompt), new):
