@@ -696,3 +696,49 @@ def test_chatting_with_a_tool(capsys, monkeypatch):
     assert "= 17274" in said
     assert "(without thinking)" in said
     assert "\033[" not in said  # not a terminal
+
+
+# A template in the manner of GLM-4.7: no newlines around tags, thinking opened or closed by the prompt, calls inline,
+# and the reasoning of earlier answers kept with `clear_thinking=False`
+
+GLM47 = """[gMASK]<sop>
+{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson(ensure_ascii=False) }}{% endfor %}{% endif %}
+{%- for m in messages %}
+  {%- if m.role == "assistant" %}<|assistant|>
+    {%- if m.reasoning_content and clear_thinking is defined and not clear_thinking -%}
+      <think>{{ m.reasoning_content }}</think>
+    {%- else %}</think>{% endif %}{{ m.content }}
+    {%- for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }}
+      {%- for k, v in call.function.arguments.items() -%}
+        <arg_key>{{ k }}</arg_key><arg_value>{{ v if v is string else v | tojson }}</arg_value>
+      {%- endfor %}</tool_call>{% endfor %}
+  {%- elif m.role == "tool" %}<|observation|><tool_response>{{ m.content }}</tool_response>
+  {%- else %}<|{{ m.role }}|>{{ m.content }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{{ "<think>" if enable_thinking else "</think>" }}{% endif %}"""
+
+
+def test_a_template_like_glm_47_s_renders_and_its_answers_are_read():
+    template, f = ChatTemplate(GLM47), TOOLS[0]
+    call = {"function": {"name": "f", "arguments": {"s": "123_456", "n": 7}}}
+    messages = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": "", "reasoning_content": "so", "tool_calls": [call]},
+        {"role": "tool", "content": "done"},
+    ]
+    pairs = "<arg_key>s</arg_key><arg_value>123_456</arg_value><arg_key>n</arg_key><arg_value>7</arg_value>"
+    inline = f"<tool_call>f{pairs}</tool_call>"
+    kept = template.render(messages, tools=[f], clear_thinking=False)
+    assert f"<|user|>go<|assistant|><think>so</think>{inline}<|observation|><tool_response>done" in kept
+    assert kept.endswith("<|assistant|><think>")
+    cleared = template.render(messages, tools=[f], enable_thinking=False)
+    assert f"<|assistant|></think>{inline}" in cleared
+    assert cleared.endswith("<|assistant|></think>")
+    wanted = Answer("so", None, [ToolCall("f", {"s": "123_456", "n": 7})])
+    assert parse_answer(f"so</think>{inline}", [f]) == wanted
+    for size in (1, 3, 1000):
+        stream, text = AnswerStream([f], opened=True), f"so</think>{inline}"
+        for start in range(0, len(text), size):
+            list(stream.feed(text[start : start + size]))
+        stream.finish()
+        assert stream.answer == wanted
