@@ -15,7 +15,7 @@ from minglm.text.tokenizer import train_tokenizer
 from tests.releases import RELEASES, SMALL, write_release
 from tests.variants import MICRO, random_params
 
-TIMES = 25_000  # of each kind of damage
+TIMES = 32_000  # of each kind of damage
 TEMPLATES = 300  # each is a child process
 
 
