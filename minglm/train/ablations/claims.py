@@ -180,8 +180,9 @@ CLAIMS = (
         "muon", "Muon",
         "“the Muon optimizer can accelerate convergence and tolerate larger batch sizes”, for all parameters except "
         "word embedding, bias, and weights for RMSNorm (2.4)",
-        "AdamW for everything at equal tokens, and with as many steps as fit into the same time; AdamW for the head "
-        "alone; another rate for each, one seed. Larger batches, the second half of the claim, are not tried",
+        "AdamW for everything at equal tokens, and with as many steps as fit into the same time by the ratio of bare "
+        "steps, timed in turns before (`timing.json`); AdamW for the head alone; another rate for each, one seed. "
+        "Larger batches, the second half of the claim, are not tried",
         ("adamw", "adamw-time", "adamw-head", "muon-rate", "adamw-rate"), ("loss",), ("rate", "steps", "seconds"),
     ),
     Claim(

@@ -113,7 +113,7 @@ def _busy(results: Results) -> str:
     most = max(r["load_average"] for r in busy)
     return (
         f"**Careful with seconds per step**: the machine was busy with other work in {len(busy)} of {len(results)} "
-        f"runs (mean load up to {most:.1f} on {busy[0]['threads']} threads)."
+        f"runs (mean load up to {most:.1f} for runs of {busy[0]['threads']} thread(s))."
     )
 
 
