@@ -110,10 +110,10 @@ def _busy(results: Results) -> str:
     busy = [r for r in results.values() if r["threads"] and r["load_average"] > r["threads"] + 1]
     if not busy:
         return "Seconds per step were measured on a machine with nothing else to do."
-    most = max(r["load_average"] for r in busy)
+    most, threads = max(r["load_average"] for r in busy), busy[0]["threads"]
     return (
         f"**Careful with seconds per step**: the machine was busy with other work in {len(busy)} of {len(results)} "
-        f"runs (mean load up to {most:.1f} for runs of {busy[0]['threads']} thread(s))."
+        f"runs (mean load up to {most:.1f} on {threads} thread{'s' * (threads > 1)})."
     )
 
 
