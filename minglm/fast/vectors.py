@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 from minglm.fast.machine import array_at, compiled_as, matrix
 
 LANES, SETS = 16, 4
+AHEAD = 8  # rows of a weight between what is multiplied and what is asked for meanwhile
 GROUP = 32  # numbers that share a scale in mxfp4
 _FLOAT = ir.FloatType()
 _I8, _I16, _I32, _WORD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
@@ -76,6 +77,23 @@ def _widened(builder: Any, kind: Any, pointer: Any, lanes: int = LANES) -> Any:
         bits = builder.zext(_load(builder, pointer, _I16, 2, lanes), _vector(_I32, lanes))
         return builder.bitcast(builder.shl(bits, _all(16, _I32, lanes)), _vector(_FLOAT, lanes))
     return _from_fp8(builder, _load(builder, pointer, _I8, 1, lanes), lanes)
+
+
+def _pieces(builder: Any, vector: Any) -> list[Any]:
+    """A vector of n · 16 lanes as n of 16."""
+    count = vector.type.count // LANES
+    if count == 1:
+        return [vector]
+    masks = [ir.Constant(_vector(_I32), list(range(i * LANES, (i + 1) * LANES))) for i in range(count)]
+    return [builder.shuffle_vector(vector, vector, mask) for mask in masks]
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    """Ask for the line of memory at a pointer, into the second cache."""
+    byte, number = _I8.as_pointer(), _I32
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    builder.call(function, [builder.bitcast(pointer, byte), number(0), number(2), number(1)])
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -176,16 +194,21 @@ class _Call:
         """Sums of `length` products of weights from each begin on and numbers from each start on."""
         b, tile = self.builder, _Tile(self.builder, len(begins), len(starts))
 
-        def add(position: Any, each: int) -> None:
-            weights = [_widened(b, self.kind, b.gep(begin, [position])) for begin in begins]
-            numbers = [_load(b, b.gep(start, [position]), _FLOAT, 4) for start in starts]
-            for o, r in tile.pairs:
-                tile.add((o, r), each, weights[o], numbers[r])
+        def add(position: Any, each: int, together: int = 1) -> None:
+            pieces = [
+                _pieces(b, _widened(b, self.kind, b.gep(begin, [position]), together * LANES)) for begin in begins
+            ]
+            for i in range(together):
+                here = b.add(position, _WORD(i * LANES))
+                numbers = [_load(b, b.gep(start, [here]), _FLOAT, 4) for start in starts]
+                for o, r in tile.pairs:
+                    tile.add((o, r), each + i, pieces[o][i], numbers[r])
 
         whole = _floor(b, length, LANES * SETS)
         with _loop(b, _WORD(0), whole, LANES * SETS) as position:
-            for each in range(SETS):
-                add(b.add(position, _WORD(each * LANES)), each)
+            self.ask_for_next(begins, position)
+            for each in range(0, SETS, 2):  # 32 codes of 8 bits share the instructions that make them float16
+                add(b.add(position, _WORD(each * LANES)), each, 2)
         vectors = _floor(b, length, LANES)
         with _loop(b, whole, vectors, LANES) as position:
             add(position, 0)
@@ -198,6 +221,17 @@ class _Call:
                 number = b.load(b.gep(starts[r], [position]))
                 b.store(_multiply_add(b, weight, number, b.load(total)), total)
         return {pair: b.load(total) for pair, total in totals.items()}
+
+    def ask_for_next(self, begins: list[Any], position: Any) -> None:
+        """Have the lines of the outputs after these fetched meanwhile: what the processor does by itself ends at the
+        borders of pages."""
+        b = self.builder
+        ahead = b.add(position, b.mul(self.columns, _WORD(AHEAD)))
+        bytes_of = {types.float32: 4, types.uint16: 2}.get(self.kind, 1)
+        for begin in begins:
+            for line in range(0, LANES * SETS * bytes_of, 64):
+                place = b.gep(begin, [b.add(ahead, _WORD(line // bytes_of))])
+                _prefetch(b, place)
 
     def row(self, out: Any, o: int) -> Any:
         return self.builder.mul(self.builder.add(out, _WORD(o)), self.columns)
@@ -259,6 +293,9 @@ class _Call:
 
         whole = _floor(b, groups, 2)
         with _loop(b, _WORD(0), whole, 2) as group:
+            for begin in begins:
+                ahead = b.add(b.mul(group, _WORD(GROUP // 2)), b.mul(self.columns, _WORD(AHEAD // 2)))
+                _prefetch(b, b.gep(begin, [ahead]))
             add(group, 0)
             add(b.add(group, _WORD(1)), 1)
         with _loop(b, whole, groups, 1) as group:
