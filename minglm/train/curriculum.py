@@ -39,15 +39,12 @@ class TaskSource(NamedTuple):
 
 
 class GivenSource(NamedTuple):
-    """The user's own conversations, each as likely as another."""
+    """The user's own conversations that fit into a row, each as likely as another."""
 
     pieces: list[Piece]
 
     def piece(self, rng: Generator, most: int) -> Piece:
-        fitting = [piece for piece in self.pieces if len(piece.ids) <= most]
-        if not fitting:
-            raise ValueError(f"no conversation fits into a sequence of {most - 1} tokens; lengthen the sequence")
-        return fitting[int(rng.integers(len(fitting)))]
+        return self.pieces[int(rng.integers(len(self.pieces)))]
 
 
 def read_chat(document: Document) -> Chat:

@@ -145,10 +145,10 @@ def _note_run(run: Path, docs: list[Document], origins: list[Origin], beginning:
 def _difference(run: Path, docs: list[Document]) -> str | None:
     """How these documents differ from those that a run began with."""
     path = run / "training_files.json"
+    if not path.exists():
+        return None
     try:
-        return (
-            compare_file_lists(read_file_list(path.read_text("utf-8"))[0], file_list(docs)) if path.exists() else None
-        )
+        return compare_file_lists(read_file_list(path.read_text("utf-8"))[0], file_list(docs))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not what a run writes there ({error!r}); give another --run-folder") from error
 

@@ -43,9 +43,7 @@ def damaged(random: random.Random, data: bytes) -> bytes:
         elif kind == 3:
             digits = [i for i in range(at, min(at + 200, len(data))) if 48 <= data[i] < 58]
             if digits:
-                data[digits[0] : digits[0] + 1] = random.choice(
-                    [b"0", b"-1", b"99999999999999999999", b"1e9", b"3.5", b"null"]
-                )
+                data[digits[0] : digits[0] + 1] = random.choice(NUMBERS)
         elif kind == 4:
             data[at:at] = random.choice([b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"\x00", b"\xff", b"NaN"])
         elif kind == 5:
