@@ -19,8 +19,9 @@ demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make de
 test: $(VENV)/.test  ## the fast tests: no torch, no network
 	@$(PY) -m pytest -n 2
 
-check-all: lint types parity  ## everything: lint, types, parity, slow tests, tests without the JIT
+check-all: lint types parity $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks
 	$(PY) -m pytest -n 2 -m "slow or not slow"
+	$(PY) notebooks/build.py --execute
 	NUMBA_DISABLE_JIT=1 $(PY) -m pytest -n 2
 
 parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
@@ -38,6 +39,9 @@ lint: $(VENV)/.dev  ## ruff: lint and format
 
 types: $(VENV)/.dev  ## mypy
 	$(PY) -m mypy
+
+notebooks: $(VENV)/.notebooks  ## execute the notebooks whose sources changed, and write them
+	$(PY) notebooks/build.py
 
 bench: $(VENV)/.ready  ## minglm on shape S beside what this machine can do; minutes. make bench SHAPE=M or all
 	$(PY) -m minglm bench --shape $(or $(SHAPE),S) --json out/bench.json --plot out/bench.png
@@ -72,9 +76,10 @@ $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.parity: EXTRAS = [dev,parity]
 $(VENV)/.bench: EXTRAS = [bench]
-$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench: pyproject.toml
+$(VENV)/.notebooks: EXTRAS = [notebooks]
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity elsewhere soak lint types bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks bench bench-all doctor train-tiny train-nano train-pair ablations clean

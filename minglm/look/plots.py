@@ -5,6 +5,7 @@ each map also goes evenly from light to dark, and numbers are printed where they
 come from `routing.load_rows` and `routing.pick_rows`.
 """
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -175,9 +176,21 @@ def _draw_picks(ax: Any, indices: Array, weights: Array, experts: int, with_weig
     return picks
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without a backend, and small enough to be kept in the repository."""
+
+    def _repr_png_(self) -> bytes:
+        from PIL import Image
+
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, dpi=80)
+        Image.open(drawn).convert("RGB").quantize(64).save(small, "png", optimize=True)
+        return small.getvalue()
+
+
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
     """A figure of so many inches, within what a page and a screen can show."""
-    figure = Figure(figsize=(min(max(width, 6.5), 24), min(max(height, 2.6), 20)), layout="constrained")
+    figure = Picture(figsize=(min(max(width, 6.5), 24), min(max(height, 2.6), 20)), layout="constrained")
     return figure, figure.add_subplot()
 
 

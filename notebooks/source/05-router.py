@@ -1,0 +1,148 @@
+# %% [markdown]
+# # 05 · The router: who sees a token, and how loud each speaks
+#
+# *Reading 30 minutes · running 10 seconds · needs [02](02-residual-stream.ipynb)*
+#
+# GLM-4.5 has 160 experts in a layer and lets 8 of them see a token. The part that chooses is one matrix and a few lines
+# of arithmetic. This notebook takes one token through them by hand, then compares with the model's own function.
+
+# %% [markdown]
+# ## The question
+#
+# A token arrives as a row of D numbers. Out must come two short lists: the **K** experts that will see it, and **K**
+# weights, by which their answers are multiplied before they are added up.
+#
+# We use layer 2 of `glm-tiny`, which has E = 16 experts and picks K = 2, and a line of Python as text.
+
+# %%
+import numpy as np
+
+import minglm
+from minglm.look import plots
+
+np.set_printoptions(precision=3, suppress=True, linewidth=110)
+model = minglm.load("glm-tiny")
+trace = model.trace("for i in range(10):\n    print(i)", keep="layers.2.*")
+print(trace.tokens)
+
+# %% [markdown]
+# The trace holds every array that layer 2 computed. The router reads what leaves the norm before the experts,
+# `post_attention_layernorm`. Its own matrix `gate` has one row for each expert.
+
+# %%
+rows = trace["layers.2.post_attention_layernorm"][0]  # [T, D]
+gate = model.params.layers[2].mlp.gate
+token = 8  # four spaces at the start of the second line
+x = rows[token]
+print(x.shape, gate.weight.shape, repr(trace.tokens[token]))
+
+# %% [markdown]
+# ## Step 1: every expert scores the token
+#
+# A row of the matrix, times the token, is one number per expert: its *logit*. A sigmoid turns it into a score between
+# 0 and 1.
+#
+# Older models take a softmax here, in which experts compete: one goes up, the others must go down. With a sigmoid each
+# expert answers for itself. All may score high, or none.
+
+# %%
+logits = gate.weight @ x  # [E, D] · [D] -> [E]
+scores = 1 / (1 + np.exp(-logits))
+print(scores, f"\nsum {scores.sum():.3f}")
+
+# %% [markdown]
+# The scores do not sum to 1, and nothing asks them to. Most are small: at a given moment most experts have nothing to
+# say.
+#
+# ## Step 2: a bias decides who is picked
+#
+# If the two best scores were simply taken, some experts would soon be picked by nearly every token and others by none.
+# So each expert has a **selection bias**, added to its score for the choice, and only for the choice. During training
+# it went up a little whenever the expert had been idle, and down when it had been busy.
+
+# %%
+bias = gate.e_score_correction_bias  # [E]
+biased = scores + bias
+order = np.argsort(-biased, kind="stable")  # best first; of equals the lower number
+picked = order[: model.config.num_experts_per_tok]
+print("bias", bias, "\npicked", picked, "  without the bias", np.argsort(-scores, kind="stable")[:2])
+
+# %% [markdown]
+# The picture shows the same token. The bars are scores, with the bias on top.
+#
+# How near was it? The **margin** is the distance from the last one picked to the next. Where it is tiny, a rounding
+# error would send the token elsewhere; comparisons of two implementations have to allow for that.
+
+# %%
+margin = biased[order[1]] - biased[order[2]]
+print(f"margin {margin:.4f}; smallest of the {len(rows)} tokens: {trace.routing.margins.min():.4f}")
+routing = trace.routing  # what all routers of the trace chose; here there is one
+plots.plot_selection(routing.scores, routing.biased_scores, K=2, token=token, layers=routing.layers)
+
+# %% [markdown]
+# ## Step 3: the weights come from the scores without the bias
+#
+# This is where most re-implementations go wrong at least once. The bias says *who*; it has no say in *how loud*. An
+# expert that was let in because it had been idle must not drown out one that really fits.
+#
+# The picked scores are divided by their sum, then multiplied by a fixed number, `routed_scaling_factor`: 2.5 in
+# GLM-4.5, 1.5 here. It balances the routed experts against the shared one, which is not scaled.
+
+# %%
+weights = scores[picked] / scores[picked].sum() * model.config.routed_scaling_factor
+print("experts", picked, "weights", weights, f"sum {weights.sum():.2f}")
+
+# %% [markdown]
+# Now the model's own function, on all tokens at once. It is twelve lines long and stands in `minglm/model/router.py`;
+# its steps have the numbers used here.
+
+# %%
+routing, saved = minglm.model.router(rows, gate, model.config)
+assert np.array_equal(routing.indices[token], picked)
+np.testing.assert_allclose(routing.weights[token], weights, rtol=1e-5)
+np.testing.assert_array_equal(routing.indices, trace["layers.2.mlp.expert_indices"])
+print(routing.indices.T)
+
+# %% [markdown]
+# Equal. The rows of this table are the first and the second choice of each of the thirteen tokens.
+#
+# ## What goes wrong if the bias is weighed, too
+#
+# Let us make that mistake and look at the weights of our token and of all others.
+
+# %%
+wrong = np.take_along_axis(saved.scores + bias, routing.indices, axis=-1)
+wrong = wrong / wrong.sum(axis=-1, keepdims=True) * model.config.routed_scaling_factor
+print("right", routing.weights[token], " wrong", wrong[token])
+print(f"first choice on average: right {routing.weights[:, 0].mean():.2f}, wrong {wrong[:, 0].mean():.2f}")
+
+# %% [markdown]
+# The experts are the same and the weights still sum to 1.5, so nothing crashes and no shape is wrong. The model has
+# just become vaguer: the biased scores are close to each other, so the weights move towards equal parts.
+#
+# Such a bug shows in no unit test with the default bias of zero. The tests of this project use random biases for that
+# reason.
+#
+# ## Groups
+#
+# DeepSeek-V3, from which this router comes, first picks groups of experts that live on the same machine. GLM-4.5 has
+# one group, so the step does nothing; the code has it because the config has it. A group is judged by the sum of its
+# two best biased scores, and experts of closed groups fall to −∞.
+
+# %%
+from dataclasses import replace
+
+grouped = replace(model.config, n_group=4, topk_group=1)  # experts 0–3, 4–7, 8–11, 12–15
+indices = minglm.model.router(rows, gate, grouped)[0].indices
+assert (indices[:, 0] // 4 == indices[:, 1] // 4).all()
+print(indices.T)
+
+# %% [markdown]
+# Both experts of a token now stand in the same group of four. The first choice is not always the one of before: a
+# group with two good experts beats a group with the best one and three poor ones.
+#
+# ## Questions
+#
+# 1. Add 0.3 to every expert's bias. What changes in `indices`, what in `weights`? Check it.
+# 2. `routed_scaling_factor` multiplies weights that sum to 1. Why not leave it out and let training find the size?
+# 3. K = E: every expert is picked. Are the weights then those of a softmax over the logits? Try it with four experts.
