@@ -105,19 +105,14 @@ def _trace(given: argparse.Namespace) -> None:
 
 
 def _routing(given: argparse.Namespace) -> None:
-    from minglm.demo import picks_table, save_load_plot
-    from minglm.look.plots import plot_picks
+    from minglm.demo import picks_table
+    from minglm.evaluate.pictures import look, read_texts, save_pictures
 
-    trace = load(given.model).trace(_text_or_file(given.prompt), keep="*.mlp.*")
-    routing, folder = trace.routing, Path(given.save)
-    print(picks_table(trace))
-    print(f"\n{routing!r}")
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts, routing.layers).savefig(
-        folder / "picks.png", dpi=120
-    )
-    (folder / "routing.csv").write_text(routing.to_csv(tokens=trace.tokens), "utf-8")
-    print(f"\nsaved {save_load_plot(routing, folder / 'load.png').parent}: load.png, picks.png, routing.csv")
+    seen = look(load(given.model), read_texts(given.prompt), given.layer)
+    if len(seen.pieces) == 1:
+        print(f"{picks_table(seen.routing, seen.tokens)}\n")
+    print(f"{seen.routing!r}\n")
+    save_pictures(seen, Path(given.save))
 
 
 def _train(given: argparse.Namespace) -> None:
@@ -269,9 +264,11 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--save", help="a .safetensors file for the arrays")
 
     routing = _command(
-        commands, "routing", _routing, "which expert saw which token of a text or text file", prompt=DEMO_PROMPT
-    )
+        commands, "routing", _routing, "which experts saw what: every plot of the routing, with its table",
+        prompt=DEMO_PROMPT,
+    )  # fmt: skip
     routing.add_argument("--save", default="out/routing", help="folder for plots and CSV (default %(default)s)")
+    routing.add_argument("--layer", type=int, help="where one layer is shown, this one (default: the middle one)")
 
     _add_train(commands.add_parser("train", help="train a checkpoint from text", description=_train.__doc__))
 
@@ -357,7 +354,10 @@ def _command(
     if "prompt" in positional:
         default = positional["prompt"]
         parser.add_argument(
-            "prompt", nargs="?" if default else None, default=default, help="a text (for routing also a text file)"
+            "prompt",
+            nargs="?" if default else None,
+            default=default,
+            help="a text (for routing also a text file, or a folder of domains)",
         )
     return parser
 
@@ -395,17 +395,3 @@ def _engine(given: argparse.Namespace) -> dict[str, Any]:
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
     names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft", "draft_model")
     return {name: getattr(given, name) for name in names}
-
-
-def _text_or_file(prompt: str) -> str:
-    path = Path(prompt)
-    try:
-        if not prompt.strip():
-            return prompt
-        if path.is_dir():
-            raise ValueError(f"{prompt} is a folder; give a text file, or text")
-        return path.read_text("utf-8") if path.is_file() else prompt
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{prompt}: not UTF-8 text: {error}") from error
-    except OSError:  # too long for a file's name
-        return prompt

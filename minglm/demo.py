@@ -1,6 +1,6 @@
 """`minglm demo`: one prompt through the whole model, every step shown; then three conversations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def demo(
     say(f"\n2. The forward pass, step by step: {prompt!r} is {trace.ids.shape[1]} tokens\n")
     say(step_table(trace, every_tap))
     say("\n3. Who went where: each token's experts in the order of choice (biased score), and their weights\n")
-    say(picks_table(trace))
+    say(picks_table(trace.routing, trace.tokens))
     say("\n4. The continuation, token by token\n")
     write_on(model, prompt, max_new_tokens, **engine)
     say(f"\n5. Expert load over this prompt: {save_load_plot(trace.routing, save)}")
@@ -81,12 +81,11 @@ def step_table(trace: Trace, every_tap: bool = False) -> str:
     return text + (f"\n({left_out} steps inside the experts left out; --every-tap shows them)" if left_out else "")
 
 
-def picks_table(trace: Trace) -> str:
+def picks_table(routing: RoutingTable, tokens: Sequence[str]) -> str:
     """Tokens down, layers across; in each cell the experts in the order of their biased scores, and their weights."""
-    routing = trace.routing
     header = ("token", *(f"layer {layer}" for layer in routing.layers))
     rows = []
-    for t, token in enumerate(trace.tokens):
+    for t, token in enumerate(tokens):
         cells = [
             "  ".join(f"{e}:{w:.2f}" for e, w in zip(routing.indices[t, i], routing.weights[t, i], strict=True))
             for i in range(len(routing.layers))

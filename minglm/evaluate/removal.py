@@ -1,6 +1,6 @@
 """What each expert is worth: the cost of removing it, beside its load. The two are not the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -79,8 +79,10 @@ def removal_rows(model: "Model", sample: Sample, rows: int = 8) -> list[RemovalR
     return [_row(*place, costs) for place, costs in found.items()]
 
 
-def removal_costs(model: "Model", batch: Batch, ops: Ops) -> Iterator[tuple[tuple[int, int], Cost]]:
-    """For each (layer, expert) the mean increase of −log₂ p(target) when it is removed."""
+def removal_costs(
+    model: "Model", batch: Batch, ops: Ops, layers: Sequence[int] | None = None
+) -> Iterator[tuple[tuple[int, int], Cost]]:
+    """For each (layer, expert) the mean increase of −log₂ p(target) when it is removed; `layers`: by default all."""
     params, config = model.params, model.config
     x, start = transformer(batch.ids, params, config, segments=batch.segments, ops=ops, stop_at=0)
     scored = batch.targets != IGNORE
@@ -91,7 +93,7 @@ def removal_costs(model: "Model", batch: Batch, ops: Ops) -> Iterator[tuple[tupl
         if isinstance(params.layers[i].mlp, Moe):
             counts[i] = np.bincount(saved.mlp.router.routing.indices.reshape(-1), minlength=config.n_routed_experts)
     before = _bits(into.pop(len(params.layers)), params, config, batch, ops)
-    for i in moe_layers(model):
+    for i in moe_layers(model) if layers is None else layers:
         for e in range(config.n_routed_experts):
             share = float(counts[i][e] / counts[i].sum())
             if not share and config.n_group == 1:  # nobody picked it, so nobody misses it

@@ -13,17 +13,24 @@ noise of finite counts) and destroys the rest. A token that occurs in one domain
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.random import default_rng
 
 from minglm.evaluate.domains import Sample
 from minglm.evaluate.passes import moe_layers, operations, picks, slices
+from minglm.look.specialisation import PERMUTATIONS, Information, information, mutual_information, permuted_within
 from minglm.model.ops import Array
 
 if TYPE_CHECKING:
     from minglm.api import Model
 
-
-PERMUTATIONS = 100  # of the control, and draws of the bootstrap
+__all__ = [
+    "PERMUTATIONS",
+    "Information",
+    "SpecialisationRow",
+    "information",
+    "mutual_information",
+    "permuted_within",
+    "specialisation_rows",
+]
 
 
 class SpecialisationRow(NamedTuple):
@@ -70,63 +77,3 @@ def specialisation_rows(model: "Model", sample: Sample, seed: int = 0) -> list[S
 def _all_picks(model: "Model", sample: Sample) -> Array:  # -> int [B, T, layer, K]
     with operations(model) as ops:
         return np.concatenate([picks(model, batch, ops) for batch in slices(sample.batch)])
-
-
-# -- the measure -------------------------------------------------------------------------------------------------
-
-
-class Information(NamedTuple):
-    """I(domain; expert) and its controls in bits, [layer] each."""
-
-    bits: Array
-    control: Array
-    control_sd: Array
-    low: Array  # of bits − control
-    high: Array
-    shuffled: Array
-
-
-def information(
-    indices: Array, ids: Array, domains: Array, permutations: int = PERMUTATIONS, seed: int = 0
-) -> Information:
-    """Of picks int [B, T, layer, K], with token ids and domains int [B, T]."""
-    rng, B = default_rng(seed), len(ids)
-    control = [mutual_information(indices, permuted_within(ids, domains, rng)) for _ in range(permutations)]
-    plain = [mutual_information(indices, rng.permuted(domains)) for _ in range(max(permutations // 10, 1))]
-    above = []
-    for _ in range(permutations):
-        rows = rng.integers(B, size=B)
-        drawn, ids_here, labels = indices[rows], ids[rows], domains[rows]
-        above.append(
-            mutual_information(drawn, labels) - mutual_information(drawn, permuted_within(ids_here, labels, rng))
-        )
-    low, high = np.percentile(above, [2.5, 97.5], axis=0)
-    return Information(
-        bits=mutual_information(indices, domains),
-        control=np.mean(control, axis=0),
-        control_sd=np.std(control, axis=0),
-        low=low,
-        high=high,
-        shuffled=np.mean(plain, axis=0),
-    )
-
-
-def mutual_information(indices: Array, domains: Array) -> Array:  # int [B, T, layer, K], int [B, T] -> [layer]
-    """I(domain; expert) over the B · T · K slots of each layer, in bits."""
-    layers, E, D = indices.shape[2], int(indices.max()) + 1, int(domains.max()) + 1
-    cells = (np.arange(layers)[:, None] * D + domains[..., None, None]) * E + indices
-    counts = np.bincount(cells.reshape(-1), minlength=layers * D * E).reshape(layers, D, E)
-    joint = counts / counts.sum(axis=(1, 2), keepdims=True)
-    apart = joint.sum(axis=2, keepdims=True) * joint.sum(axis=1, keepdims=True)
-    ratio = np.where(joint > 0, joint / np.where(apart > 0, apart, 1), 1)  # 0 · log 0 counts as 0
-    return (joint * np.log2(ratio)).sum(axis=(1, 2))
-
-
-def permuted_within(ids: Array, domains: Array, rng: np.random.Generator) -> Array:
-    """The labels, permuted among the places that have the same id."""
-    flat_ids, labels = ids.reshape(-1), domains.reshape(-1)
-    by_id = np.argsort(flat_ids, kind="stable")
-    by_id_and_chance = np.lexsort((rng.random(ids.size), flat_ids))
-    found = np.empty_like(labels)
-    found[by_id] = labels[by_id_and_chance]
-    return found.reshape(domains.shape)

@@ -1,0 +1,394 @@
+"""The tables behind the plots: rows that `routing.to_csv` writes. Those of load and picks are in `routing`.
+
+Arguments are those of the plots; `layers` are the layers' numbers, one for each entry of the layer axis.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minglm.look.routing import load, score_entropy, utilisation
+from minglm.look.specialisation import (
+    bias_effect,
+    capacity,
+    coactivation,
+    coactivation_lift,
+    domain_control,
+    domain_shares,
+    information,
+    numbered,
+    overlap,
+    pair_counts,
+    paths,
+    picks_by,
+    saturation,
+    shuffled,
+    unbiased_picks,
+    vocabulary_specialisation,
+    would_drop,
+)
+from minglm.model.ops import Array
+
+Numbers = Sequence[int] | None
+
+
+def _numbers(layers: Numbers, count: int) -> Sequence[int]:
+    return range(count) if layers is None else layers
+
+
+# -- the router --------------------------------------------------------------------------------------------------
+
+
+class SelectionRow(NamedTuple):
+    """One expert, as one token's router saw it."""
+
+    expert: int
+    score: float
+    biased: float  # −∞: its group was closed
+    rank: int | None  # 0 … K − 1, or not picked
+    picked_without_bias: bool
+
+
+def selection_rows(scores: Array, biased_scores: Array, K: int, layer: int = 0, token: int = 0) -> list[SelectionRow]:
+    """A row for each expert. Raises ValueError for shapes, places or a K that do not fit."""
+    _check_scores(scores, biased_scores, K)
+    T, count, E = np.shape(scores)
+    if not (0 <= token < T and 0 <= layer < count):
+        raise ValueError(f"token = {token}, layer = {layer}: scores {list(np.shape(scores))} hold no such choice")
+    score, biased = np.asarray(scores)[token, layer], np.asarray(biased_scores)[token, layer]
+    ranks = {int(e): rank for rank, e in enumerate(picks_by(biased, K))}
+    without = set(unbiased_picks(score, biased, K).tolist())
+    return [SelectionRow(e, float(score[e]), float(biased[e]), ranks.get(e), e in without) for e in range(E)]
+
+
+def _check_scores(scores: Array, biased_scores: Array, K: int) -> None:
+    shapes = [list(np.shape(a)) for a in (scores, biased_scores)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3 or not 1 <= K <= shapes[0][2] or 0 in shapes[0]:
+        raise ValueError(
+            f"scores {shapes[0]} and biased_scores {shapes[1]} must both be [T, layer, E], K = {K} in 1 … E"
+        )
+
+
+def confidence(scores: Array, biased_scores: Array, K: int) -> tuple[Array, Array]:
+    """ln E − H of the scores, and the margin of the choice: [T, layer] each. Margins are ∞ where no other expert was
+    open. Raises ValueError for shapes or a K that do not fit."""
+    _check_scores(scores, biased_scores, K)
+    E = np.shape(scores)[-1]
+    gaps = np.maximum(np.log(E) - score_entropy(scores), 0)  # not −0.0 by rounding
+    if K == E:
+        return gaps, np.full(gaps.shape, np.inf)
+    ranked = -np.sort(-np.asarray(biased_scores), axis=-1)
+    return gaps, ranked[..., K - 1] - ranked[..., K]
+
+
+class ConfidenceRow(NamedTuple):
+    token: int
+    layer: int
+    gap: float  # ln E − H, nats
+    margin: float
+
+
+def confidence_rows(scores: Array, biased_scores: Array, K: int, layers: Numbers = None) -> list[ConfidenceRow]:
+    gaps, margins = confidence(scores, biased_scores, K)
+    numbers = _numbers(layers, gaps.shape[1])
+    return [ConfidenceRow(t, numbers[i], float(gaps[t, i]), float(margins[t, i])) for t, i in np.ndindex(*gaps.shape)]
+
+
+class BiasRow(NamedTuple):
+    layer: int
+    changed: float  # share of the picks that a selection bias of zero would change
+
+
+def bias_rows(scores: Array, biased_scores: Array, K: int, layers: Numbers = None) -> list[BiasRow]:
+    changed = bias_effect(scores, biased_scores, K)
+    return [BiasRow(i, float(c)) for i, c in zip(_numbers(layers, len(changed)), changed, strict=True)]
+
+
+# -- load --------------------------------------------------------------------------------------------------------
+
+
+class LoadHistoryRow(NamedTuple):
+    step: int
+    layer: int
+    expert: int
+    picks: int
+    ratio: float  # to the fair share
+
+
+def load_history_rows(
+    history: Array, experts: int, steps: Sequence[int] | None = None, layers: Numbers = None
+) -> list[LoadHistoryRow]:
+    found = []
+    for step, moment in zip(_numbers(steps, len(history)), history, strict=True):
+        counts = load(moment, experts)
+        ratios, numbers = utilisation(counts), _numbers(layers, len(counts))
+        for i, e in np.ndindex(*counts.shape):
+            found.append(LoadHistoryRow(step, numbers[i], e, int(counts[i, e]), float(ratios[i, e])))
+    return found
+
+
+class DropRow(NamedTuple):
+    layer: int
+    factor: float
+    capacity: int  # picks that an expert may take
+    dropped: float  # share of the picks
+
+
+def drop_rows(
+    indices: Array, experts: int, factors: Sequence[float] = (1, 1.25, 1.5, 2, 3, 4), layers: Numbers = None
+) -> list[DropRow]:
+    dropped = would_drop(indices, experts, factors)
+    T, count, K = np.shape(indices)
+    return [
+        DropRow(number, factor, capacity(T, experts, K, factor), float(dropped[f, i]))
+        for i, number in enumerate(_numbers(layers, count))
+        for f, factor in enumerate(factors)
+    ]
+
+
+class SaturationRow(NamedTuple):
+    step: int
+    layer: int
+    overlap: float  # with the final routing
+    chance: float  # K/E
+
+
+def saturation_rows(
+    history: Array, experts: int, steps: Sequence[int] | None = None, final: Array | None = None, layers: Numbers = None
+) -> list[SaturationRow]:
+    found, chance = saturation(history, final), np.shape(history)[-1] / experts
+    moments, numbers = _numbers(steps, len(found)), _numbers(layers, found.shape[1])
+    return [SaturationRow(moments[m], numbers[i], float(found[m, i]), chance) for m, i in np.ndindex(*found.shape)]
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------
+
+
+class CoactivationRow(NamedTuple):
+    layer: int
+    i: int
+    j: int
+    both: int  # tokens
+    share: float  # P(j | i)
+    lift: float
+
+
+def coactivation_rows(indices: Array, experts: int, layers: Numbers = None) -> list[CoactivationRow]:
+    """All pairs of different experts, in every layer."""
+    found = []
+    for n, number in enumerate(_numbers(layers, np.shape(indices)[1])):
+        both, share = pair_counts(indices, experts, n), coactivation(indices, experts, n)
+        lift = coactivation_lift(indices, experts, n)
+        found += [
+            CoactivationRow(number, i, j, int(both[i, j]), float(share[i, j]), float(lift[i, j]))
+            for i, j in np.ndindex(*both.shape)
+            if i != j
+        ]
+    return found
+
+
+class Flow(NamedTuple):
+    source: int | None  # expert; None: all those with a small share together
+    target: int | None
+    tokens: int
+
+
+class Flows(NamedTuple):
+    boxes: list[dict[int | None, int]]  # of each layer: expert -> tokens, small ones last as None
+    flows: list[list[Flow]]  # between each layer and the next of those chosen
+
+
+def flows(indices: Array, experts: int, layers: Sequence[int], least: float = 1.5) -> Flows:
+    """First choices in some layers (places along the layer axis). Experts that get less than `least` times the uniform
+    share of the tokens are put together."""
+    load(indices, experts)
+    found = paths(indices, layers)
+    boxes: list[dict[int | None, int]] = []
+    for place in range(len(found.layers)):
+        counts = np.bincount(found.paths[:, place], weights=found.counts, minlength=experts).astype(int)
+        large = [e for e in range(experts) if counts[e] >= least * counts.sum() / experts]
+        other = int(counts.sum() - counts[large].sum())
+        boxes.append({e: int(counts[e]) for e in large} | ({None: other} if other else {}))
+    between: list[list[Flow]] = []
+    for place in range(len(boxes) - 1):
+        left, right = boxes[place], boxes[place + 1]
+        tokens: dict[tuple[int | None, int | None], int] = {}
+        for path, count in zip(found.paths.tolist(), found.counts.tolist(), strict=True):
+            pair = (path[place] if path[place] in left else None, path[place + 1] if path[place + 1] in right else None)
+            tokens[pair] = tokens.get(pair, 0) + count
+        pairs = ((a, b) for a in left for b in right)
+        between.append([Flow(a, b, tokens[a, b]) for a, b in pairs if (a, b) in tokens])
+    return Flows(boxes, between)
+
+
+class FlowRow(NamedTuple):
+    layer: int
+    expert: int  # first choice there
+    next_layer: int
+    next_expert: int
+    tokens: int
+
+
+def flow_rows(indices: Array, layers: Numbers = None, through: Sequence[int] | None = None) -> list[FlowRow]:
+    """Nothing put together; `through` as in `plot_paths`."""
+    found, numbers = paths(indices, through), _numbers(layers, np.shape(indices)[1])
+    rows = []
+    for place in range(len(found.layers) - 1):
+        pairs, at = np.unique(found.paths[:, place : place + 2], axis=0, return_inverse=True)
+        tokens = np.bincount(at.reshape(-1), weights=found.counts).astype(int)
+        here, there = (numbers[found.layers[p]] for p in (place, place + 1))
+        rows += [FlowRow(here, int(a), there, int(b), int(n)) for (a, b), n in zip(pairs.tolist(), tokens, strict=True)]
+    return rows
+
+
+class OverlapRow(NamedTuple):
+    layer: int
+    overlap: float
+    chance: float  # K/E
+    control: float  # one of the two shuffled among the tokens: what the loads alone give
+    control_sd: float
+
+
+def overlap_rows(
+    indices_a: Array, indices_b: Array, experts: int, layers: Numbers = None, seed: int = 0, shuffles: int = 20
+) -> list[OverlapRow]:
+    """A row for each layer of two routings of the same tokens, [T, layer, K] each; one may have a single layer."""
+    a, b = np.asarray(indices_a), np.asarray(indices_b)
+    found = np.atleast_1d(overlap(a, b))
+    a, b = (each[:, None] if each.ndim == 2 else each for each in (a, b))
+    load(a, experts), load(b, experts)
+    rng = np.random.default_rng(seed)
+    control = np.array([overlap(shuffled(a, rng), b) for _ in range(shuffles)])
+    numbers, chance = _numbers(layers, len(found)), a.shape[-1] / experts
+    return [
+        OverlapRow(numbers[i], float(found[i]), chance, float(control[:, i].mean()), float(control[:, i].std()))
+        for i in range(len(found))
+    ]
+
+
+# -- specialisation ----------------------------------------------------------------------------------------------
+
+
+class DomainRow(NamedTuple):
+    layer: int
+    domain: str
+    tokens: int
+    expert: int
+    share: float  # of the domain's tokens that went there
+    uniform: float  # K/E
+    control: float  # the same with shuffled choices, mean
+    control_sd: float
+
+
+def domain_rows(
+    indices: Array, domains: Any, experts: int, tokens: Any = None, layers: Numbers = None, seed: int = 0
+) -> list[DomainRow]:
+    """A row for each layer, domain and expert. The control is that of `domain_control`."""
+    names, shares = domain_shares(indices, domains, experts)
+    control = domain_control(indices, domains, experts, tokens, seed)
+    counts = np.bincount(numbered(domains, len(indices), "domains")[1])
+    numbers, uniform = _numbers(layers, shares.shape[1]), np.shape(indices)[2] / experts
+    return [
+        DomainRow(
+            layer=numbers[i],
+            domain=names[d],
+            tokens=int(counts[d]),
+            expert=e,
+            share=float(shares[d, i, e]),
+            uniform=uniform,
+            control=float(control.mean[d, i, e]),
+            control_sd=float(control.sd[d, i, e]),
+        )
+        for i, d, e in np.ndindex(shares.shape[1], shares.shape[0], experts)
+    ]
+
+
+class InformationRow(NamedTuple):
+    layer: int
+    tokens: int
+    bits: float  # I(domain; expert)
+    control: float  # domains permuted among the occurrences of the same token
+    control_sd: float
+    above: float  # bits − control: what the token itself does not explain
+    shuffled: float  # domains permuted freely: the noise of finite counts
+
+
+def information_rows(
+    indices: Array, domains: Any, tokens: Any, layers: Numbers = None, permutations: int = 100, seed: int = 0
+) -> list[InformationRow]:
+    """I(domain; expert) of every layer, from T domains and T token texts, or ids."""
+    T = len(indices)
+    at, ids = numbered(domains, T, "domains")[1], numbered(tokens, T, "tokens")[1]
+    found = information(np.asarray(indices)[None], ids[None], at[None], permutations, seed)
+    return [
+        InformationRow(
+            layer=number,
+            tokens=T,
+            bits=float(found.bits[i]),
+            control=float(found.control[i]),
+            control_sd=float(found.control_sd[i]),
+            above=float(found.bits[i] - found.control[i]),
+            shuffled=float(found.shuffled[i]),
+        )
+        for i, number in enumerate(_numbers(layers, len(found.bits)))
+    ]
+
+
+class VocabularyShareRow(NamedTuple):
+    layer: int
+    tokens: int  # different ones that are frequent enough
+    share: float  # mean of their largest share
+    control: float  # the same with shuffled choices, mean
+    control_sd: float
+
+
+def vocabulary_share_rows(
+    indices: Array, tokens: Sequence[Any], experts: int, min_count: int = 10, layers: Numbers = None, seed: int = 0
+) -> list[VocabularyShareRow]:
+    found = vocabulary_specialisation(indices, tokens, experts, min_count, seed)
+    return [
+        VocabularyShareRow(number, found.tokens, float(share), float(control), float(sd))
+        for number, share, control, sd in zip(
+            _numbers(layers, len(found.share)), found.share, found.control, found.control_sd, strict=True
+        )
+    ]
+
+
+# -- drafts and removal ------------------------------------------------------------------------------------------
+
+
+class AcceptanceRow(NamedTuple):
+    text: str
+    depth: int  # 1: the token after the next
+    accepted: int
+    drafted: int
+    low: float | None = None  # 95 % of accepted / drafted, if it is known
+    high: float | None = None
+
+
+class RemovedRow(NamedTuple):
+    layer: int
+    expert: int
+    domain: str
+    load: float  # share of the slots
+    cost: float  # bits per token more without it
+    error: float | None = None  # standard error of the cost, if it is known
+
+
+def removed_rows(
+    costs: Array, names: Sequence[str], loads: Array, layer: int = 0, errors: Array | None = None
+) -> list[RemovedRow]:  # [E, domain], [E] or [E, domain], [E, domain]
+    costs = np.asarray(costs)
+    loads = np.broadcast_to(np.asarray(loads).reshape(len(costs), -1), costs.shape)
+    return [
+        RemovedRow(
+            layer=layer,
+            expert=e,
+            domain=names[d],
+            load=float(loads[e, d]),
+            cost=float(costs[e, d]),
+            error=None if errors is None else float(errors[e, d]),
+        )
+        for e, d in np.ndindex(*costs.shape)
+    ]
