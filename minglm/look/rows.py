@@ -136,7 +136,7 @@ class DropRow(NamedTuple):
 
 
 def drop_rows(
-    indices: Array, experts: int, factors: Sequence[float] = (1, 1.25, 1.5, 2, 3, 4), layers: Numbers = None
+    indices: Array, experts: int, factors: Sequence[float] = (1, 1.25, 1.5, 2, 3), layers: Numbers = None
 ) -> list[DropRow]:
     dropped = would_drop(indices, experts, factors)
     T, count, K = np.shape(indices)
@@ -246,24 +246,34 @@ class OverlapRow(NamedTuple):
     layer: int
     overlap: float
     chance: float  # K/E
-    control: float  # one of the two shuffled among the tokens: what the loads alone give
-    control_sd: float
+    shuffled: float  # one of the two shuffled among the tokens, mean: what the loads alone give
+    renumbered: float  # the experts of one of the two renumbered at random, mean
+    renumbered_sd: float
 
 
 def overlap_rows(
-    indices_a: Array, indices_b: Array, experts: int, layers: Numbers = None, seed: int = 0, shuffles: int = 20
+    indices_a: Array, indices_b: Array, experts: int, layers: Numbers = None, seed: int = 0, draws: int = 50
 ) -> list[OverlapRow]:
-    """A row for each layer of two routings of the same tokens, [T, layer, K] each; one may have a single layer."""
-    a, b = np.asarray(indices_a), np.asarray(indices_b)
-    found = np.atleast_1d(overlap(a, b))
-    a, b = (each[:, None] if each.ndim == 2 else each for each in (a, b))
-    load(a, experts), load(b, experts)
+    """A row for each layer of two routings of the same tokens, [T, layer, K] or [T, K] each; one may have a single
+    layer. If their experts are not the same ones, only an overlap that renumbering does not reach says something."""
+    overlap(indices_a, indices_b)  # this checks the shapes
+    a, b = (each if each.ndim == 3 else each[:, None] for each in (np.asarray(indices_a), np.asarray(indices_b)))
+    for each in (a, b):
+        load(each, experts)
     rng = np.random.default_rng(seed)
-    control = np.array([overlap(shuffled(a, rng), b) for _ in range(shuffles)])
-    numbers, chance = _numbers(layers, len(found)), a.shape[-1] / experts
+    mixed = np.mean([overlap(shuffled(a, rng), b) for _ in range(draws)], axis=0)
+    other = np.array([overlap(rng.permutation(experts)[a], b) for _ in range(draws)])  # [draw, layer]
+    found, chance = overlap(a, b), a.shape[-1] / experts
     return [
-        OverlapRow(numbers[i], float(found[i]), chance, float(control[:, i].mean()), float(control[:, i].std()))
-        for i in range(len(found))
+        OverlapRow(
+            layer=number,
+            overlap=float(found[i]),
+            chance=chance,
+            shuffled=float(mixed[i]),
+            renumbered=float(other[:, i].mean()),
+            renumbered_sd=float(other[:, i].std()),
+        )
+        for i, number in enumerate(_numbers(layers, len(found)))
     ]
 
 

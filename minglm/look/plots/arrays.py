@@ -40,7 +40,7 @@ def plot_array(
 
     Of an array with more axes, `index` chooses along the first ones: an int for all of them, or one for each. `rows`
     and `columns` label the two. Values of both signs get a scale around 0; up to 12 × 16 they are printed. Cells
-    without a number (NaN, ±∞) are hatched. Of a large array every n-th row or column is shown, as the title says.
+    without a number (NaN, ±∞) are hatched. Of a large array one row or column of n is shown, as the title says.
     Raises ValueError for an array without axes or entries, for axes that do not fit, and for an index outside.
     """
     values, letters, at = _plane(np.asarray(array), axes.split(), index)
@@ -58,7 +58,7 @@ def plot_array(
     for axis, labels, size, step in ((ax.yaxis, rows, 0, steps[0]), (ax.xaxis, columns, 1, steps[1])):
         texts = range(0, values.shape[size], step) if labels is None else [short(str(t)) for t in labels[::step]]
         turned = {"rotation": 90} if labels is not None and size == 1 else {}
-        ticks(axis, texts, parse_math=False, **turned)
+        ticks(axis, texts, 32 if labels is not None or size == 0 else 16, parse_math=False, **turned)
     label_axes(ax, letters[1], letters[0])
     colour_bar(figure, ax, norm, colours, "value", middle, marks)
     spread = (
@@ -91,16 +91,15 @@ def _plane(array: Array, letters: list[str], index: int | tuple[int, ...]) -> tu
     return array[places] if places else array, letters[-2:], said
 
 
-def _scale(known: Array) -> tuple[Any, Normalize, dict[float, str], float]:
-    """Around 0 for values of both signs, else from the least to the most; which of its marks is the reference."""
+def _scale(known: Array) -> tuple[Any, Normalize, dict[float, str], float | None]:
+    """Around 0 for values of both signs, else from the least to the most; the reference, if it is inside."""
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     if low < 0 < high:
         most = max(-low, high)
         marks = {-most: f"{-most:.3g}", 0.0: "0", most: f"{most:.3g}"}
         return LOAD_COLOURS, TwoSlopeNorm(vcenter=0, vmin=-most, vmax=most), marks, 0.0
     high = high if high > low else low + 1
-    reference = 0.0 if low == 0 or high == 0 else low
-    return SHARE_COLOURS, Normalize(low, high), {low: f"{low:.3g}", high: f"{high:.3g}"}, reference
+    return SHARE_COLOURS, Normalize(low, high), {low: f"{low:.3g}", high: f"{high:.3g}"}, None
 
 
 def _print_values(ax: Any, values: Array, fractions: bool, colours: Any, norm: Normalize) -> None:
@@ -122,7 +121,7 @@ def _shape(shape: tuple[int, ...], letters: list[str]) -> str:
 
 def _thinned(letters: list[str], steps: tuple[int, ...]) -> str:
     return "".join(
-        f"; every {step}. of {letter} shown" for letter, step in zip(letters, steps, strict=True) if step > 1
+        f"; 1 of {step} along {letter} shown" for letter, step in zip(letters, steps, strict=True) if step > 1
     )
 
 
@@ -167,7 +166,7 @@ def plot_attention(
         ax.imshow(probs[head], cmap=SHARE_COLOURS, norm=norm, aspect="equal", interpolation="nearest")
         ax.set_title(f"head {head}{group}", fontsize=FONT)
         _token_ticks(ax, texts, texts[S - T :], row == len(grid) - 1, column == 0)
-    colour_bar(figure, axes[:, -1].tolist(), norm, SHARE_COLOURS, "probability", 0, {0.0: "0", 0.5: "0.5", 1.0: "1"})
+    colour_bar(figure, axes[:, -1].tolist(), norm, SHARE_COLOURS, "probability", None, {0.0: "0", 0.5: "0.5", 1.0: "1"})
     of = "" if kv_heads is None else f", G = {kv_heads} key/value heads"
     where = "" if layer is None else f"layer {layer}, "
     few = f" ({len(chosen)} shown)" if len(chosen) < H else ""

@@ -11,6 +11,7 @@ from minglm.look.plots.figure import (
     CONTROL,
     DASHES,
     FONT,
+    RED,
     SUBJECTS,
     UNIFORM,
     label_axes,
@@ -76,12 +77,12 @@ def plot_overlap(
     seed: int = 0,
     name: str = "",
 ) -> Figure:
-    """How many of a token's K experts two routings share, a bar for each layer, beside chance and the shuffled control.
+    """How many of a token's K experts two routings share, a bar for each layer, beside chance and two controls.
 
     indices_a, indices_b: int [T, layer, K] of the same tokens, or [T, K]; one may have a single layer, which then
     stands beside each of the other's, as the MTP layer's beside the trunk's. `of`: what the two are called. Experts of
-    different layers share their numbers only, so that chance is what to expect there. The table behind it:
-    `rows.overlap_rows`. Raises ValueError for shapes that do not fit.
+    different layers share their numbers only: there a bar says something only outside the range that random
+    renumbering gives. The table behind it: `rows.overlap_rows`. Raises ValueError for shapes that do not fit.
     """
     rows = overlap_rows(indices_a, indices_b, experts, None, seed)
     numbers = layer_numbers(layers, len(rows))
@@ -90,18 +91,25 @@ def plot_overlap(
     x = range(len(rows))
     thin = len(rows) > 64
     ax.bar(x, [100 * row.overlap for row in rows], color="#8cbfe0", edgecolor=BLUE, linewidth=0 if thin else 0.8)
-    reach = [200 * row.control_sd for row in rows]
-    control = [100 * row.control for row in rows]
-    ax.errorbar(x, control, yerr=reach, label="shuffled, ± 2 sd", **{**CONTROL, "markersize": 4 if thin else 12})
+    size = {"markersize": 4 if thin else 12}
+    reach, middle = [200 * row.renumbered_sd for row in rows], [100 * row.renumbered for row in rows]
+    ax.errorbar(x, middle, reach, label="experts renumbered, ± 2 sd", capsize=4, **{**CONTROL, "fmt": "none"})
+    ax.plot(
+        x, [100 * row.shuffled for row in rows], "_", color=RED, markeredgewidth=2.5, label="tokens shuffled", **size
+    )
     ax.axhline(100 * rows[0].chance, label=f"chance, K/E = {rows[0].chance:.1%}", **UNIFORM)
     if not thin and len(rows) <= 16:
         for place, row in enumerate(rows):
-            top = 100 * max(row.overlap, row.control + 2 * row.control_sd, row.chance)
+            top = 100 * max(row.overlap, row.renumbered + 2 * row.renumbered_sd, row.chance)
             ax.text(place, top + 1, f"{row.overlap:.1%}", ha="center", va="bottom", fontsize=FONT)
     label_axes(ax, "layer", "% of the experts shared")
     ticks(ax.xaxis, list(numbers))
     ax.set_xlim(-0.8, len(rows) - 0.2)
     ax.margins(y=0.25)
     legend(ax, loc="upper right", ncols=2)
-    title(ax, f"Same experts?{named(name)} {of[0]} beside {of[1]}", f"{sizes(len(rows), experts, K)}, T = {T:,} tokens")
+    title(
+        ax,
+        f"Experts in common{named(name)}: {of[0]} beside {of[1]}",
+        f"{sizes(len(rows), experts, K)}, T = {T:,} tokens",
+    )
     return figure

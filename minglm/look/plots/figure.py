@@ -20,7 +20,7 @@ FONT = 9  # points: the smallest text anywhere
 # Blue below the reference, grey at it, red above. Other than in the usual diverging maps, lightness falls all the way,
 # so that printed in grey an idle expert (light) does not look like a busy one (dark).
 LOAD_COLOURS = LinearSegmentedColormap.from_list("load", ["#eaf4fd", "#a6cbe8", "#a9a9a9", "#c1553b", "#5a0a12"])
-SHARE_COLOURS = colormaps["cividis_r"]  # nothing is light, much is dark
+SHARE_COLOURS = LinearSegmentedColormap.from_list("share", ["#ffffff", "#9ecae1", "#2171b5", "#04152e"])  # from nothing
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; each subject has a marker, a line and a hatch of
 # its own besides.
@@ -48,11 +48,25 @@ class Picture(Figure):
 def new_figure(
     width: float, height: float, rows: int | None = None, columns: int = 1, **options: Any
 ) -> tuple[Figure, Any]:
-    """A figure of so many inches, within what a page and a screen can show, and its panel or [rows, columns] of them."""
+    """A figure of so many inches, within what a page and a screen can show, and its panel or [rows, columns]."""
     figure = Picture(figsize=(min(max(width, 6.5), 24), min(max(height, 2.6), 20)), layout="constrained")
     if rows is None:
         return figure, figure.add_subplot()
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def layer_styles(count: int) -> list[dict[str, Any]]:
+    """Colour, marker and dash for a line of each of so many layers, dark to light."""
+    colours = colormaps["viridis"](np.linspace(0, 0.75, count))
+    return [
+        {
+            "color": colour,
+            "marker": SUBJECTS[i % len(SUBJECTS)][1],
+            "linestyle": DASHES[i % len(DASHES)],
+            "markersize": 6,
+        }
+        for i, colour in enumerate(colours)
+    ]
 
 
 def layer_numbers(layers: Sequence[int] | None, count: int) -> Sequence[int]:
@@ -94,15 +108,15 @@ def heat_map(ax: Any, values: Array, colours: Any, norm: Normalize, form: str = 
 
 
 def colour_bar(
-    figure: Figure, ax: Any, norm: Normalize, colours: Any, label: str, marked: float, ticks: dict[float, str]
-) -> Any:
-    """The scale of a heat map, with a dashed line at the reference."""
+    figure: Figure, ax: Any, norm: Normalize, colours: Any, label: str, marked: float | None, ticks: dict[float, str]
+) -> None:
+    """The scale of a heat map, with a dashed line at the reference if there is one."""
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=ax, pad=0.02)
     bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.set_label(label, fontsize=FONT)
     bar.ax.tick_params(labelsize=FONT)
-    bar.ax.axhline(marked, **UNIFORM)
-    return bar
+    if marked is not None:
+        bar.ax.axhline(marked, **UNIFORM)
 
 
 def title(ax: Any, headline: str, facts: str) -> None:

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from minglm.look.plots.figure import (
     BLUE,
     CELLS,
-    DASHES,
     FONT,
     LOAD_COLOURS,
     SUBJECTS,
@@ -21,6 +19,7 @@ from minglm.look.plots.figure import (
     heat_map,
     label_axes,
     layer_numbers,
+    layer_styles,
     legend,
     named,
     new_figure,
@@ -140,7 +139,7 @@ def plot_bars(
 def plot_drops(
     indices: Array,
     experts: int,
-    factors: Sequence[float] = (1, 1.25, 1.5, 2, 3, 4),
+    factors: Sequence[float] = (1, 1.25, 1.5, 2, 3),
     layers: Sequence[int] | None = None,
     name: str = "",
 ) -> Figure:
@@ -156,10 +155,8 @@ def plot_drops(
     lost = 100 * would_drop(indices, experts, factors)
     shown = some(count, len(SUBJECTS))
     figure, ax = new_figure(7.5, 4.5)
-    colours = colormaps["viridis"](np.linspace(0, 0.85, len(shown)))
-    for n, i in enumerate(shown):
-        style = {"color": colours[n], "marker": SUBJECTS[n][1], "linestyle": DASHES[n % len(DASHES)]}
-        ax.plot(factors, lost[:, i], label=f"layer {numbers[i]}", markersize=6, **style)
+    for i, style in zip(shown, layer_styles(len(shown)), strict=True):
+        ax.plot(factors, lost[:, i], label=f"layer {numbers[i]}", **style)
     ax.axhline(0, label="GLM-4.5: no capacity, no loss", **UNIFORM)
     label_axes(ax, "capacity factor: capacity ÷ uniform load K·T/E", "% of the picks lost")
     ax.set_xticks(list(factors), labels=[f"{factor:g}" for factor in factors], fontsize=FONT)

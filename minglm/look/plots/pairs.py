@@ -53,15 +53,14 @@ def plot_coactivation(
     most = max(most, 2 * fair, 1e-6)
     colours = LOAD_COLOURS if fair else SHARE_COLOURS
     norm: Normalize = TwoSlopeNorm(vcenter=fair, vmin=0, vmax=most) if fair else Normalize(0, most)
-    size = 3 + 0.48 * experts if experts <= CELLS else 9
-    figure, ax = new_figure(size + 1, size)
+    figure, ax = new_figure(3 + 0.48 * experts, 2 + 0.36 * experts) if experts <= CELLS else new_figure(10, 9)
     heat_map(ax, values, colours, norm)
     label_axes(ax, "also picked: expert j", "picked: expert i")
     ticks(ax.xaxis, range(experts), most=16)
     ticks(ax.yaxis, range(experts), most=16)
     marks = {0.0: "0", most: f"{most:.2g}"} | ({fair: f"{fair:.2g} random"} if fair else {})
     label = "N_ij · T / (N_i · N_j)" if lift else "P(j | i) = N_ij / N_i"
-    colour_bar(figure, ax, norm, colours, label, fair, marks)
+    colour_bar(figure, ax, norm, colours, label, fair or None, marks)
     baseline = f"random routing: {fair:.3g}" + ("; independent: 1" if lift else "")
     title(
         ax,
@@ -81,18 +80,19 @@ def plot_paths(
     experts: int,
     layers: Sequence[int] | None = None,
     through: Sequence[int] | None = None,
+    least: float = 1.5,
     name: str = "",
 ) -> Figure:
     """Alluvial: how many tokens go from which expert to which, first choices only.
 
     indices: int [T, layer, K]; `through`: places along the layer axis, by default first, middle and last; `layers`:
-    the numbers of all layers. Experts with less than 1.5 times the uniform share of the tokens are one box, "other".
+    the numbers of all layers. Experts with less than `least` times the uniform share are one box, "other".
     The bar beside the boxes is as high as a uniform share. The table behind it: `rows.flow_rows`.
     Raises ValueError for no token, or for layers that are not there.
     """
     T, count, K = np.shape(indices)
     chosen = some_layers(count) if through is None else tuple(through)
-    found = flows(indices, experts, chosen)
+    found = flows(indices, experts, chosen, least)
     named_layers = layer_numbers(layers, count)
     gap = 0.02 * T
     figure, ax = new_figure(2.8 + 2.6 * len(chosen), 6.5)
@@ -109,7 +109,7 @@ def plot_paths(
     title(
         ax,
         f"Paths of first choices{named(name)}: boxes are experts, as high as their share of the tokens",
-        f"E = {experts}, k = {K} (the first of them), T = {T:,} tokens; other: experts under {1.5 / experts:.1%} each",
+        f"E = {experts}, k = {K} (the first of them), T = {T:,} tokens; other: under {least / experts:.1%} each",
     )
     return figure
 

@@ -172,7 +172,7 @@ def plot_confidence(
     """How clear the choices were, a row of two histograms for each of up to six layers, evenly spread.
 
     Left ln E − H over the tokens, H being the entropy of the scores over their sum: 0 if all experts score alike.
-    Right the margin between the K-th and the next biased score: near 0, rounding can change who is picked.
+    Right the margin between the K-th and the next biased score: left of the line rounding can change who is picked.
     scores, biased_scores: [T, layer, E]. The table behind it: `rows.confidence_rows`. Raises ValueError for shapes that
     do not fit, and without tokens.
     """
@@ -180,12 +180,15 @@ def plot_confidence(
     T, count, E = np.shape(scores)
     numbers, shown = layer_numbers(layers, count), some(count, 6)
     figure, axes = new_figure(9, 1.2 + 1.25 * len(shown), len(shown), 2, sharex="col")
+    widest = max(float(np.max(margins[:, shown], where=np.isfinite(margins[:, shown]), initial=1)), 1)
+    bins = np.linspace(0, max(float(gaps[:, shown].max()), 1e-6), 41), np.geomspace(_ROUNDING / 10, widest, 41)
     for row, i in zip(axes, shown, strict=True):
-        for ax, values in zip(row, (gaps, margins), strict=True):
-            _histogram(ax, values[:, i], values[:, shown])
+        row[1].set_xscale("log")
+        _histogram(row[0], gaps[:, i], bins[0], 0)
+        _histogram(row[1], margins[:, i], bins[1], _ROUNDING)
         row[0].set_ylabel(f"layer {numbers[i]}\ntokens", fontsize=FONT)
     axes[-1, 0].set_xlabel("ln E − H, nats (dashed: all scores alike)", fontsize=FONT + 1)
-    axes[-1, 1].set_xlabel("margin (dashed: a tie)", fontsize=FONT + 1)
+    axes[-1, 1].set_xlabel("margin (dashed: rounding of float32, 1e-6)", fontsize=FONT + 1)
     few = f" ({len(shown)} shown)" if len(shown) < count else ""
     lost = int(np.isinf(margins).sum())
     without = f"; {lost:,} choices without another open expert left out" if lost else ""
@@ -197,14 +200,18 @@ def plot_confidence(
     return figure
 
 
-def _histogram(ax: Any, values: Array, all_of_them: Array) -> None:
-    """With its median; the same bins in every layer."""
+_ROUNDING = 1e-6  # a margin below which two correct float32 programs may pick differently
+
+
+def _histogram(ax: Any, values: Array, bins: Array, marked: float) -> None:
+    """With its median; what is outside the bins counts in the last one at that end."""
     known = values[np.isfinite(values)]
-    most = float(np.max(all_of_them, where=np.isfinite(all_of_them), initial=1e-6))
-    ax.hist(known, bins=np.linspace(0, most, 41), color=BLUE, edgecolor="black", linewidth=0.3)
-    ax.axvline(0, **UNIFORM)
+    ax.hist(np.clip(known, bins[0], bins[-1]), bins=bins, color="#8cbfe0", edgecolor=BLUE, linewidth=0.5)
+    ax.axvline(marked, **UNIFORM)
     if known.size:
         middle = float(np.median(known))
-        ax.axvline(middle, color=RED, linestyle=":", linewidth=2)
-        ax.text(0.99, 0.92, f"median {middle:.3g}", transform=ax.transAxes, fontsize=FONT, ha="right", va="top")
+        ax.axvline(max(middle, bins[0]), color=RED, linestyle=":", linewidth=2)
+        text = f"median (dotted) {middle:.3g}"
+        ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
+        ax.text(0.99, 0.95, text, transform=ax.transAxes, fontsize=FONT, ha="right", va="top")
     ax.tick_params(labelsize=FONT)

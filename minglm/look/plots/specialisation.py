@@ -81,6 +81,7 @@ def plot_domains(
             ax.set_xlabel("expert", fontsize=FONT + 1)
     within = "shuffled among equal tokens" if tokens is not None else "shuffled"
     few = f" ({rows} shown)" if rows < len(names) else ""
+    axes[0, 0].set_ylim(0, 108 * max(shares[:rows].max(), (control.mean + 2 * control.sd)[:rows].max(), K / experts))
     figure_title(
         figure,
         f"Experts by domain{named(name)}: % of the domain's tokens that went to each expert",
@@ -102,7 +103,6 @@ def _bars_with_control(ax: Any, shares: Array, control: Array, reach: Array, uni
     ticks(ax.xaxis, range(E), most=8)
     ax.tick_params(labelsize=FONT)
     ax.set_xlim(-0.7, E - 0.3)
-    ax.set_ylim(0, None)
 
 
 def plot_vocabulary(
@@ -156,10 +156,12 @@ def plot_vocabulary(
 
 def _vocabulary_line(ax: Any, y: int, rows: Sequence[VocabularyRow], most: int) -> None:
     for x, row in enumerate(rows[:most]):
-        shade = colormaps["Blues"](0.65 * row.share)
+        shade = colormaps["Blues"](0.5 * row.share)
         ax.add_patch(_cell(x, y, shade))
         ax.text(x, y - 0.2, short(row.token, 12), **_CELL_TEXT, family="monospace", fontweight="bold")
         ax.text(x, y + 0.2, f"{row.share:.0%} of {row.n:,}", **_CELL_TEXT)
+    if not rows:
+        ax.text(-0.48, y, "no frequent token", fontsize=FONT, va="center", ha="left", color="#555555")
     if len(rows) > most:
         ax.text(most - 0.5, y, f" +{len(rows) - most}", fontsize=FONT, va="center", ha="left")
 

@@ -1,19 +1,17 @@
 """How routing settled: the picks of a text at moments of a training run beside those of the end."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from minglm.look.plots.figure import (
-    DASHES,
     FONT,
     SUBJECTS,
     UNIFORM,
     label_axes,
     layer_numbers,
+    layer_styles,
     legend,
     named,
     new_figure,
@@ -47,10 +45,8 @@ def plot_saturation(
     E = int(np.max(history)) + 1 if experts is None else experts
     numbers, shown = layer_numbers(layers, count), some(count, len(SUBJECTS))
     figure, ax = new_figure(7.5, 4.5)
-    colours = colormaps["viridis"](np.linspace(0, 0.85, len(shown)))
-    for n, i in enumerate(shown):
-        style: dict[str, Any] = {"color": colours[n], "marker": SUBJECTS[n][1], "linestyle": DASHES[n % len(DASHES)]}
-        ax.plot(moments, 100 * found[:, i], label=f"layer {numbers[i]}", markersize=5, **style)
+    for i, style in zip(shown, layer_styles(len(shown)), strict=True):
+        ax.plot(moments, 100 * found[:, i], label=f"layer {numbers[i]}", **style)
     ax.axhline(100 * K / E, label=f"chance, K/E = {K / E:.1%}", **UNIFORM)
     if min(moments) > 0 and max(moments) >= 100 * min(moments):  # early moments are close together
         ax.set_xscale("log")
