@@ -197,17 +197,22 @@ class Flow(NamedTuple):
 class Flows(NamedTuple):
     boxes: list[dict[int | None, int]]  # of each layer: expert -> tokens, small ones last as None
     flows: list[list[Flow]]  # between each layer and the next of those chosen
+    cut: bool  # whether a large expert is among the others
 
 
-def flows(indices: Array, experts: int, layers: Sequence[int], least: float = 1.5) -> Flows:
+def flows(indices: Array, experts: int, layers: Sequence[int], least: float = 1.5, most: int = 12) -> Flows:
     """First choices in some layers (places along the layer axis). Experts that get less than `least` times the uniform
-    share of the tokens are put together."""
+    share of the tokens are put together, and so are those beyond the `most` largest of a layer."""
     load(indices, experts)
     found = paths(indices, layers)
     boxes: list[dict[int | None, int]] = []
+    cut = False
     for place in range(len(found.layers)):
         counts = np.bincount(found.paths[:, place], weights=found.counts, minlength=experts).astype(int)
-        large = [e for e in range(experts) if counts[e] >= least * counts.sum() / experts]
+        largest = np.argsort(-counts, kind="stable").tolist()
+        large = sorted(e for e in largest if counts[e] >= least * counts.sum() / experts and counts[e])
+        cut |= len(large) > most
+        large = [e for e in large if e in largest[:most]]
         other = int(counts.sum() - counts[large].sum())
         boxes.append({e: int(counts[e]) for e in large} | ({None: other} if other else {}))
     between: list[list[Flow]] = []
@@ -219,7 +224,7 @@ def flows(indices: Array, experts: int, layers: Sequence[int], least: float = 1.
             tokens[pair] = tokens.get(pair, 0) + count
         pairs = ((a, b) for a in left for b in right)
         between.append([Flow(a, b, tokens[a, b]) for a, b in pairs if (a, b) in tokens])
-    return Flows(boxes, between)
+    return Flows(boxes, between, cut)
 
 
 class FlowRow(NamedTuple):

@@ -23,6 +23,7 @@ from minglm.look.plots.figure import (
     sizes,
     ticks,
     title,
+    tokens_said,
 )
 from minglm.look.rows import overlap_rows
 from minglm.model.ops import Array
@@ -105,11 +106,11 @@ def plot_overlap(
     label_axes(ax, "layer", "% of the experts shared")
     ticks(ax.xaxis, list(numbers))
     ax.set_xlim(-0.8, len(rows) - 0.2)
-    ax.margins(y=0.25)
+    ax.set_ylim(0, 1.3 * ax.get_ylim()[1])
     legend(ax, loc="upper right", ncols=2)
     title(
         ax,
         f"Experts in common{named(name)}: {of[0]} beside {of[1]}",
-        f"{sizes(len(rows), experts, K)}, T = {T:,} tokens",
+        f"{sizes(len(rows), experts, K)}, {tokens_said(T)}",
     )
     return figure

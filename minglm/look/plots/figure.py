@@ -139,7 +139,11 @@ def sizes(layers: int, experts: int, K: int) -> str:
 
 def facts(number: int, experts: int, K: int, T: int) -> str:
     """What every plot of one layer says."""
-    return f"layer {number}, E = {experts}, k = {K}, T = {T:,} token{'s' if T != 1 else ''}"
+    return f"layer {number}, E = {experts}, k = {K}, {tokens_said(T)}"
+
+
+def tokens_said(T: int) -> str:
+    return f"T = {T:,} token{'s' if T != 1 else ''}"
 
 
 def cut(shown: int, all_of_them: int) -> str:

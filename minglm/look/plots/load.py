@@ -27,6 +27,7 @@ from minglm.look.plots.figure import (
     some,
     ticks,
     title,
+    tokens_said,
 )
 from minglm.look.routing import coefficient_of_variation, load, max_violation, utilisation
 from minglm.look.specialisation import one_layer, would_drop
@@ -167,6 +168,6 @@ def plot_drops(
     title(
         ax,
         f"What a capacity would lose{named(name)}",
-        f"{sizes(count, experts, K)}{few}, T = {T:,} tokens in one batch; uniform load = {K * T / experts:.4g} picks",
+        f"{sizes(count, experts, K)}{few}, {tokens_said(T)} in one batch; uniform load = {K * T / experts:.4g} picks",
     )
     return figure

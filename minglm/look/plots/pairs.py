@@ -24,6 +24,7 @@ from minglm.look.plots.figure import (
     new_figure,
     ticks,
     title,
+    tokens_said,
 )
 from minglm.look.rows import Flow, flows
 from minglm.look.specialisation import coactivation, coactivation_lift, random_coactivation, some_layers
@@ -73,6 +74,8 @@ def plot_coactivation(
 # -- from layer to layer -----------------------------------------------------------------------------------------
 
 _WIDTH = 0.12  # of a box, layers being 1 apart
+_BEYOND = ", or beyond the 12 largest"
+_BEHIND = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}  # a label
 
 
 def plot_paths(
@@ -86,7 +89,8 @@ def plot_paths(
     """Alluvial: how many tokens go from which expert to which, first choices only.
 
     indices: int [T, layer, K]; `through`: places along the layer axis, by default first, middle and last; `layers`:
-    the numbers of all layers. Experts with less than `least` times the uniform share are one box, "other".
+    the numbers of all layers. Experts with less than `least` times the uniform share and those
+    beyond the 12 largest of a layer are one box, "other".
     The bar beside the boxes is as high as a uniform share. The table behind it: `rows.flow_rows`.
     Raises ValueError for no token, or for layers that are not there.
     """
@@ -109,7 +113,7 @@ def plot_paths(
     title(
         ax,
         f"Paths of first choices{named(name)}: boxes are experts, as high as their share of the tokens",
-        f"E = {experts}, k = {K} (the first of them), T = {T:,} tokens; other: under {least / experts:.1%} each",
+        f"E = {experts}, k = {K} (the first of them), {tokens_said(T)}; other: under {least / experts:.1%} each{_BEYOND if found.cut else ''}",
     )
     return figure
 
@@ -125,7 +129,7 @@ def _boxes(
             Rectangle((x - _WIDTH / 2, at), _WIDTH, tokens, facecolor=_colour(expert, experts), edgecolor="black")
         )
         label = f"{'other' if expert is None else f'expert {expert}'}  {tokens / T:.0%}"
-        ax.text(x + _WIDTH / 2 + 0.02, at + tokens / 2, label, fontsize=FONT, va="center", zorder=4)
+        ax.text(x + _WIDTH / 2 + 0.02, at + tokens / 2, label, fontsize=FONT, va="center", bbox=_BEHIND)
         at += tokens + gap
     return places
 

@@ -26,6 +26,7 @@ from minglm.look.plots.figure import (
     some,
     ticks,
     title,
+    tokens_said,
     write,
 )
 from minglm.look.routing import load
@@ -133,7 +134,7 @@ def plot_selection(
     title(
         ax,
         f"One token's choice{named(name)}: scores before (bars) and after (◆) the selection bias",
-        f"token {token}{text}, layer {layer_numbers(layers, count)[layer]}, E = {E}, k = {K}, T = {T:,} tokens",
+        f"token {token}{text}, layer {layer_numbers(layers, count)[layer]}, E = {E}, k = {K}, {tokens_said(T)}",
     )
     return figure
 
@@ -184,8 +185,8 @@ def plot_confidence(
     bins = np.linspace(0, max(float(gaps[:, shown].max()), 1e-6), 41), np.geomspace(_ROUNDING / 10, widest, 41)
     for row, i in zip(axes, shown, strict=True):
         row[1].set_xscale("log")
-        _histogram(row[0], gaps[:, i], bins[0], 0)
-        _histogram(row[1], margins[:, i], bins[1], _ROUNDING)
+        _histogram(row[0], gaps[:, i], bins[0], 0, (0.99, "right"))
+        _histogram(row[1], margins[:, i], bins[1], _ROUNDING, (0.2, "left"))
         row[0].set_ylabel(f"layer {numbers[i]}\ntokens", fontsize=FONT)
     axes[-1, 0].set_xlabel("ln E − H, nats (dashed: all scores alike)", fontsize=FONT + 1)
     axes[-1, 1].set_xlabel("margin (dashed: rounding of float32, 1e-6)", fontsize=FONT + 1)
@@ -195,7 +196,7 @@ def plot_confidence(
     figure_title(
         figure,
         f"How clear the choices were{named(name)}",
-        f"{sizes(count, E, K)}{few}, ln E = {np.log(E):.2f}, T = {T:,} tokens{without}",
+        f"{sizes(count, E, K)}{few}, ln E = {np.log(E):.2f}, {tokens_said(T)}{without}",
     )
     return figure
 
@@ -203,8 +204,8 @@ def plot_confidence(
 _ROUNDING = 1e-6  # a margin below which two correct float32 programs may pick differently
 
 
-def _histogram(ax: Any, values: Array, bins: Array, marked: float) -> None:
-    """With its median; what is outside the bins counts in the last one at that end."""
+def _histogram(ax: Any, values: Array, bins: Array, marked: float, where: tuple[float, str]) -> None:
+    """With its median, written where there is room; what is outside the bins counts in the last one at that end."""
     known = values[np.isfinite(values)]
     ax.hist(np.clip(known, bins[0], bins[-1]), bins=bins, color="#8cbfe0", edgecolor=BLUE, linewidth=0.5)
     ax.axvline(marked, **UNIFORM)
@@ -213,5 +214,5 @@ def _histogram(ax: Any, values: Array, bins: Array, marked: float) -> None:
         ax.axvline(max(middle, bins[0]), color=RED, linestyle=":", linewidth=2)
         text = f"median (dotted) {middle:.3g}"
         ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
-        ax.text(0.99, 0.95, text, transform=ax.transAxes, fontsize=FONT, ha="right", va="top")
+        ax.text(where[0], 0.95, text, transform=ax.transAxes, fontsize=FONT, ha=where[1], va="top")
     ax.tick_params(labelsize=FONT)

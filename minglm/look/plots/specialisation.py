@@ -26,6 +26,7 @@ from minglm.look.plots.figure import (
     short,
     ticks,
     title,
+    tokens_said,
     write,
 )
 from minglm.look.routing import load
@@ -79,14 +80,15 @@ def plot_domains(
             ax.set_title(f"layer {numbers[places[i]]}", fontsize=FONT + 1)
         if d == rows - 1:
             ax.set_xlabel("expert", fontsize=FONT + 1)
+    how = "short lines" if experts <= 64 else "band"
     within = "shuffled among equal tokens" if tokens is not None else "shuffled"
     few = f" ({rows} shown)" if rows < len(names) else ""
     axes[0, 0].set_ylim(0, 108 * max(shares[:rows].max(), (control.mean + 2 * control.sd)[:rows].max(), K / experts))
     figure_title(
         figure,
         f"Experts by domain{named(name)}: % of the domain's tokens that went to each expert",
-        f"{_of(places, count)}, E = {experts}, k = {K}, T = {T:,} tokens, {len(names)} domains{few}\n"
-        f"dashed: uniform, K/E = {K / experts:.1%}; short lines: {within}, ± 2 standard deviations",
+        f"{_of(places, count)}, E = {experts}, k = {K}, {tokens_said(T)}, {len(names)} domains{few}\n"
+        f"dashed: uniform, K/E = {K / experts:.1%}; {how}: {within}, ± 2 standard deviations",
     )
     return figure
 
@@ -99,7 +101,10 @@ def _bars_with_control(ax: Any, shares: Array, control: Array, reach: Array, uni
     E = len(shares)
     ax.bar(range(E), shares, color="#8cbfe0", edgecolor=BLUE, linewidth=0.8 if E <= 64 else 0)
     ax.axhline(uniform, **UNIFORM)
-    ax.errorbar(range(E), control, yerr=reach, **(CONTROL if E <= 64 else {**CONTROL, "markersize": 2}))
+    if E <= 64:
+        ax.errorbar(range(E), control, yerr=reach, **CONTROL)
+    else:  # no room for so many
+        ax.fill_between(range(E), control - reach, control + reach, step="mid", color="black", alpha=0.4, linewidth=0)
     ticks(ax.xaxis, range(E), most=8)
     ax.tick_params(labelsize=FONT)
     ax.set_xlim(-0.7, E - 0.3)
@@ -131,7 +136,8 @@ def plot_vocabulary(
     whole = vocabulary_specialisation(chosen[:, None], tokens, experts, min_count, seed)
     first = load(chosen[:, None, :1], experts)[0]
     of_expert = {e: [row for row in rows if row.expert == e] for e in range(experts)}
-    fullest = sorted(sorted(of_expert, key=lambda e: (-len(of_expert[e]), e))[:24])
+    fullest = range(experts) if experts <= 24 else sorted(sorted(of_expert, key=lambda e: -len(of_expert[e]))[:24])
+    fullest = [e for e in fullest if experts <= 24 or of_expert[e]]
 
     figure, ax = new_figure(2.2 + 1.35 * most, 1.5 + 0.5 * len(fullest))
     for y, e in enumerate(fullest):

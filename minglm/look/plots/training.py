@@ -18,6 +18,7 @@ from minglm.look.plots.figure import (
     sizes,
     some,
     title,
+    tokens_said,
 )
 from minglm.look.specialisation import saturation
 from minglm.model.ops import Array
@@ -60,6 +61,6 @@ def plot_saturation(
     title(
         ax,
         f"Router saturation{named(name)}: overlap with {against}",
-        f"{sizes(count, E, K)}{few}, T = {T:,} tokens, the same text each time",
+        f"{sizes(count, E, K)}{few}, {tokens_said(T)}, the same text each time",
     )
     return figure
