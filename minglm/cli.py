@@ -108,7 +108,8 @@ def _routing(given: argparse.Namespace) -> None:
     from minglm.demo import picks_table
     from minglm.evaluate.pictures import look, read_texts, save_pictures
 
-    seen = look(load(given.model), read_texts(given.prompt), given.layer)
+    texts = read_texts(given.prompt)
+    seen = look(load(given.model), texts, given.layer, find(given.model))
     if len(seen.pieces) == 1:
         print(f"{picks_table(seen.routing, seen.tokens)}\n")
     print(f"{seen.routing!r}\n")

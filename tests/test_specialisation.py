@@ -285,6 +285,10 @@ def test_flows_put_small_experts_together_and_lose_no_token():
             assert sum(flow.tokens for flow in between if flow.source == source) == tokens
         for target, tokens in found.boxes[place + 1].items():
             assert sum(flow.tokens for flow in between if flow.target == target) == tokens
+    assert not found.cut
+    few = rows.flows(indices, 8, (0,), least=0, most=3)
+    assert few.cut
+    assert [e for e in few.boxes[0] if e is not None] == sorted(np.argsort(-load(indices, 8)[0])[:3])
     assert sum(row.tokens for row in rows.flow_rows(indices, (4, 5, 6))) == 1000
     pair = [row for row in rows.flow_rows(indices, (4, 5, 6)) if row[:4] == (4, 0, 5, 1)]
     assert pair[0].tokens == ((indices[:, 0, 0] == 0) & (indices[:, 1, 0] == 1)).sum()

@@ -1,6 +1,7 @@
 """`minglm routing`: every plot of routing that a text, a file or a folder of domains allows, with its table."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -85,10 +86,11 @@ class Look(NamedTuple):
     history: History | None
 
 
-def look(model: "Model", texts: dict[str, list[str]], layer: int | None = None) -> Look:
+def look(model: "Model", texts: dict[str, list[str]], layer: int | None = None, folder: Path | None = None) -> Look:
     """Take the texts through the model, in pieces as long as its context, at most `TOKENS` of each domain.
 
-    `layer`: the one to show where only one is, by default the middle one. Raises ValueError for a model without
+    `layer`: the one to show where only one is, by default the middle one; `folder`: the model's, in which the routing
+    over its training may be. Raises ValueError for a model without
     experts, for a layer that has none, and for no text.
     """
     layers = moe_layers(model)
@@ -110,7 +112,7 @@ def look(model: "Model", texts: dict[str, list[str]], layer: int | None = None) 
         biased_scores=np.concatenate([part.biased_scores for part in parts]),
     )
     place = len(layers) // 2 if layer is None else layers.index(layer)
-    return Look(model, routing, tokens, domains, pieces, place, _history(model, len(layers)))
+    return Look(model, routing, tokens, domains, pieces, place, _history(folder, len(layers)))
 
 
 def _pieces(model: "Model", texts: Sequence[str]) -> Iterator[Array]:
@@ -125,12 +127,12 @@ def _pieces(model: "Model", texts: Sequence[str]) -> Iterator[Array]:
             return
 
 
-def _history(model: "Model", layers: int) -> History | None:
-    from minglm.api import find
-
+def _history(folder: Path | None, layers: int) -> History | None:
+    if folder is None:
+        return None
     try:
-        history = read_history(find(model.name))
-    except ValueError:
+        history = read_history(folder)
+    except ValueError:  # it was not kept
         return None
     return history if history.indices.shape[2] == layers else None
 
@@ -140,7 +142,7 @@ def _history(model: "Model", layers: int) -> History | None:
 
 class Picture(NamedTuple):
     name: str
-    draw: Callable[[], Any]  # -> Figure
+    draw: Callable[[], Any] | None  # -> Figure; None: a table alone
     rows: Callable[[], list[Any]]
     kind: Any  # of the rows
 
@@ -153,16 +155,19 @@ class LeftOut(NamedTuple):
 def save_pictures(seen: Look, folder: Path, say: Callable[[str], None] = print) -> None:
     """Write NAME.png and NAME.csv into the folder for every plot there is something for, and say what and what not."""
     folder.mkdir(parents=True, exist_ok=True)
-    saved, left_out = [], []
+    plots: list[str] = []
+    tables_alone: list[str] = []
+    left_out: list[LeftOut] = []
     everything = [*_of_load(seen), *_of_the_router(seen), *_of_words(seen), *_of_training(seen), *_of_drafts(seen)]
     for each in tqdm([*everything, _of_removal(seen)], desc="plots", unit="plot", disable=None, leave=False):
         if isinstance(each, LeftOut):
             left_out.append(each)
             continue
-        each.draw().savefig(folder / f"{each.name}.png", dpi=120)
+        if each.draw is not None:
+            each.draw().savefig(folder / f"{each.name}.png", dpi=120)
         to_csv(each.rows(), each.kind, folder / f"{each.name}.csv")
-        saved.append(each.name)
-    say(f"saved {folder.resolve()}: {', '.join(saved)} (.png and .csv each)")
+        (plots if each.draw else tables_alone).append(each.name)
+    say(f"saved {folder.resolve()}: {', '.join(plots)} (.png and .csv each), {', '.join(tables_alone)} (.csv)")
     for name, why in left_out:
         say(f"left out {name}: {why}")
 
@@ -226,6 +231,7 @@ def _of_the_router(seen: Look) -> Iterator[Picture]:
         lambda: tables.confidence_rows(scores, biased, K, layers),
         tables.ConfidenceRow,
     )
+    yield Picture("bias", None, lambda: tables.bias_rows(scores, biased, K, layers), tables.BiasRow)
 
 
 def _telling_token(seen: Look) -> int:
@@ -247,7 +253,9 @@ def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:
     one: dict[str, Any] = {"layer": at, "layers": layers, "name": name}
     most = int(np.bincount(numbered(words, len(words), "tokens")[1]).max())
     if most < FREQUENT:
-        yield LeftOut("vocabulary", f"no token of the text occurs {FREQUENT} times, the most frequent {most}")
+        yield LeftOut(
+            "vocabulary, vocabulary_by_layer", f"no token of the text occurs {FREQUENT} times, the most frequent {most}"
+        )
     else:
         yield Picture(
             "vocabulary",
@@ -255,8 +263,10 @@ def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:
             lambda: vocabulary_rows(indices, words, E, at, FREQUENT),
             VocabularyRow,
         )
+        shares = partial(tables.vocabulary_share_rows, indices, words, E, FREQUENT, layers)
+        yield Picture("vocabulary_by_layer", None, shares, tables.VocabularyShareRow)
     if len(set(domains)) < 2:
-        yield LeftOut("domains", "one domain only; give a folder whose sub-folders, or files, are domains")
+        yield LeftOut("domains, information", "one domain only; give a folder whose sub-folders, or files, are domains")
         return
     yield Picture(
         "domains",
@@ -264,6 +274,8 @@ def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:
         lambda: tables.domain_rows(indices, domains, E, words, layers),
         tables.DomainRow,
     )
+    information = partial(tables.information_rows, indices, domains, words, layers)
+    yield Picture("information", None, information, tables.InformationRow)
 
 
 def _of_training(seen: Look) -> Iterator[Picture | LeftOut]:
@@ -297,8 +309,9 @@ def _of_drafts(seen: Look) -> Iterator[Picture | LeftOut]:
         return
     accepted = acceptance_rows(seen)
     if accepted:
-        draw = lambda: plots.plot_acceptance(accepted, name)  # noqa: E731
-        yield Picture("acceptance", draw, lambda: accepted, tables.AcceptanceRow)
+        yield Picture(
+            "acceptance", partial(plots.plot_acceptance, accepted, name), lambda: accepted, tables.AcceptanceRow
+        )
     else:
         yield LeftOut("acceptance", "no piece of text is long enough to be drafted")
     drafted, trunk = mtp_picks(seen)
@@ -342,8 +355,9 @@ def mtp_picks(seen: Look) -> tuple[Array, Array]:
     for _, ids in seen.pieces:
         n = ids.shape[1]
         if n > 1:
-            tap = lambda at, array: drafted.append(array) if at == name else None  # noqa: E731
-            seen.model.mtp(ids, 1, tap=tap)
+            taps: dict[str, Array] = {}
+            seen.model.mtp(ids, 1, tap=taps.__setitem__)
+            drafted.append(taps[name])
             trunk.append(seen.routing.indices[start + 1 : start + n])
         start += n
     if not drafted:

@@ -207,24 +207,29 @@ def flows(indices: Array, experts: int, layers: Sequence[int], least: float = 1.
     found = paths(indices, layers)
     boxes: list[dict[int | None, int]] = []
     cut = False
-    for place in range(len(found.layers)):
-        counts = np.bincount(found.paths[:, place], weights=found.counts, minlength=experts).astype(int)
-        largest = np.argsort(-counts, kind="stable").tolist()
-        large = sorted(e for e in largest if counts[e] >= least * counts.sum() / experts and counts[e])
-        cut |= len(large) > most
-        large = [e for e in large if e in largest[:most]]
-        other = int(counts.sum() - counts[large].sum())
-        boxes.append({e: int(counts[e]) for e in large} | ({None: other} if other else {}))
-    between: list[list[Flow]] = []
-    for place in range(len(boxes) - 1):
-        left, right = boxes[place], boxes[place + 1]
-        tokens: dict[tuple[int | None, int | None], int] = {}
-        for path, count in zip(found.paths.tolist(), found.counts.tolist(), strict=True):
-            pair = (path[place] if path[place] in left else None, path[place + 1] if path[place + 1] in right else None)
-            tokens[pair] = tokens.get(pair, 0) + count
-        pairs = ((a, b) for a in left for b in right)
-        between.append([Flow(a, b, tokens[a, b]) for a, b in pairs if (a, b) in tokens])
+    for column in found.paths.T:
+        counts = np.bincount(column, weights=found.counts, minlength=experts).astype(int)
+        large = np.flatnonzero(counts >= max(least * counts.sum() / experts, 1))
+        kept = np.sort(large[np.argsort(-counts[large], kind="stable")[:most]])
+        other = int(counts.sum() - counts[kept].sum())
+        boxes.append({int(e): int(counts[e]) for e in kept} | ({None: other} if other else {}))
+        cut |= len(kept) < len(large)
+    between = [
+        _between(found.paths[:, place : place + 2].tolist(), found.counts.tolist(), *boxes[place : place + 2])
+        for place in range(len(boxes) - 1)
+    ]
     return Flows(boxes, between, cut)
+
+
+def _between(
+    pairs: list[list[int]], counts: list[int], left: dict[int | None, int], right: dict[int | None, int]
+) -> list[Flow]:
+    """The tokens from each box on the left to each on the right, in the order of the boxes."""
+    tokens: dict[tuple[int | None, int | None], int] = {}
+    for (a, b), count in zip(pairs, counts, strict=True):
+        pair = (a if a in left else None, b if b in right else None)
+        tokens[pair] = tokens.get(pair, 0) + count
+    return [Flow(a, b, tokens[a, b]) for a in left for b in right if (a, b) in tokens]
 
 
 class FlowRow(NamedTuple):

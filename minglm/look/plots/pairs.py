@@ -74,7 +74,6 @@ def plot_coactivation(
 # -- from layer to layer -----------------------------------------------------------------------------------------
 
 _WIDTH = 0.12  # of a box, layers being 1 apart
-_BEYOND = ", or beyond the 12 largest"
 _BEHIND = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}  # a label
 
 
@@ -110,10 +109,11 @@ def plot_paths(
     ax.set_xticks(range(len(chosen)), labels=[f"layer {named_layers[i]}" for i in chosen], fontsize=FONT + 1)
     ax.set_yticks([])
     ax.spines[["left", "right", "top"]].set_visible(False)
+    others = f"other: under {least / experts:.1%} each" + (", or beyond the 12 largest" if found.cut else "")
     title(
         ax,
         f"Paths of first choices{named(name)}: boxes are experts, as high as their share of the tokens",
-        f"E = {experts}, k = {K} (the first of them), {tokens_said(T)}; other: under {least / experts:.1%} each{_BEYOND if found.cut else ''}",
+        f"E = {experts}, k = {K} (the first of them), {tokens_said(T)}; {others}",
     )
     return figure
 
