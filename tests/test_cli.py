@@ -89,7 +89,7 @@ def test_routing_writes_plots_and_csv(folder, tmp_path, capsys):
     assert "layer 1" in out
     assert {"load.png", "load.csv", "picks.png", "picks.csv"} <= {p.name for p in (tmp_path / "r").iterdir()}
     assert len((tmp_path / "r" / "picks.csv").read_text("utf-8").splitlines()) > 20
-    assert "left out domains: one domain only" in out
+    assert "left out domains, information: one domain only" in out
 
 
 def test_inspect_convert_new(folder, tmp_path, capsys):
@@ -226,8 +226,9 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
         (["new", "GLM-9", "x"], "no preset"),
         (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "max_new_tokens"),
         (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),
-        (["routing", "--model", "FOLDER", "TMP"], "an empty folder"),
+        (["routing", "--model", "FOLDER", "TMP"], "no text in it"),
         (["routing", "--model", "FOLDER", "TMP/novel.txt"], "no such file or folder"),
+        (["routing", "--model", "FOLDER", "TMP/novel"], "no such file or folder"),
         (["routing", "--model", "FOLDER", "ab", "--layer", "0"], "layer 0 has no router; layers with experts are 1, 2"),
         (["generate", "--model", "FOLDER", "x", "--seed", "-1"], "seed"),
         (["new", "GLM-4.5", "TMP/big"], "356,785,898,816 parameters"),

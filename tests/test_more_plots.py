@@ -142,6 +142,8 @@ def test_load_over_training_shows_one_layer_at_each_moment():
     ratios = figure.axes[0].images[0].get_array()
     np.testing.assert_allclose(ratios[2], np.bincount(history[2, :, 1].reshape(-1), minlength=8) / 5)
     assert labels(figure.axes[0].yaxis)[-2:] == ["1,000", "2,000"]
+    with pytest.raises(ValueError, match="layer = 3 counts along the layer axis"):
+        plots.plot_load_over_training(history, 8, layer=3)
     with pytest.raises(ValueError, match="steps names 2 moments, history holds 5"):
         plots.plot_load_over_training(history, 8, (1, 2))
     with pytest.raises(ValueError, match="got \\[20, 3, 2\\]"):
@@ -245,6 +247,8 @@ def test_acceptance_shows_shares_counts_and_intervals():
     assert ax.lines[-1].get_ydata() == pytest.approx([50, 10])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["code (n = 10, 10)"]
     assert "bars: 95 %" in said(figure)
+    hidden = plots.plot_acceptance([("__init__", 1, 1, 2)]).axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in hidden] == [" __init__ (n = 2)"]
     assert "95 %" not in said(plots.plot_acceptance([("a", 1, 0, 0), ("b", 1, 1, 2)]))
     for wrong in ([], [("a", 1, 3, 2)], [("a", 0, 1, 2)]):
         with pytest.raises(ValueError, match="wanted rows"):

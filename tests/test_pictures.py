@@ -27,8 +27,16 @@ def model_of(config=MICRO, name="bytes"):
 def domains(tmp_path_factory):
     """Two sub-folders and a file: three domains."""
     folder = tmp_path_factory.mktemp("domains")
-    for name, text in {"code/a.py": "for i in x:\n" * 3, "code/deep/b.py": "y = 1\n", "prose/c.txt": "Once upon " * 12,
-                       "sums.txt": "1+1=2 2+2=4", "code/.hidden": "no"}.items():  # fmt: skip
+    files = {
+        "code/a.py": "for i in x:\n" * 3,
+        "code/deep/b.py": "y = 1\n",
+        "prose/c.txt": "Once upon " * 12,
+        "sums.txt": "1+1=2 2+2=4",
+        "code/.hidden": "no",
+        "code/__pycache__/a.pyc": "no",
+        "empty.txt": "",
+    }
+    for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     return folder
@@ -47,7 +55,7 @@ def test_a_folder_is_read_by_domain(domains):
 
 
 def test_what_cannot_be_read_is_explained(domains, tmp_path):
-    with pytest.raises(ValueError, match="an empty folder"):
+    with pytest.raises(ValueError, match="no text in it"):
         read_texts(str(tmp_path))
     with pytest.raises(ValueError, match=r"novel\.txt: no such file or folder"):
         read_texts("novel.txt")

@@ -160,6 +160,7 @@ def test_bad_input_is_explained():
 def test_matplotlib_is_loaded_only_for_plots():
     code = (
         "import sys, minglm, minglm.look.trace, minglm.look.describe, minglm.look.routing\n"
+        "import minglm.look.specialisation, minglm.look.rows, minglm.look.history, minglm.evaluate.pictures\n"
         "assert 'matplotlib' not in sys.modules\n"
         "import minglm.look.plots\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

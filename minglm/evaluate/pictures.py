@@ -16,7 +16,7 @@ from minglm.evaluate.removal import removal_costs
 from minglm.look import rows as tables
 from minglm.look.history import History, read_history
 from minglm.look.routing import LoadRow, PickRow, RoutingTable, load_rows, pick_rows, to_csv
-from minglm.look.specialisation import VocabularyRow, bias_effect, numbered, vocabulary_rows
+from minglm.look.specialisation import VocabularyRow, numbered, picks_by, unbiased_picks, vocabulary_rows
 from minglm.model.loss import shift_targets
 from minglm.model.ops import Array
 
@@ -35,8 +35,8 @@ SUFFIXES = ".txt .md .py .rst .json .jsonl .csv .toml .html".split()
 def read_texts(source: str) -> dict[str, list[str]]:
     """Texts by domain: each sub-folder and each file of a folder is one; so is a file, or the text itself.
 
-    Files whose name begins with a point are passed over. Raises ValueError for a folder without text, for a file that
-    is not UTF-8, and for the name of a file that is not there; OSError for one that cannot be read.
+    Hidden files, `__pycache__` and, beside others, empty files are passed over. Raises ValueError for a folder without
+    text, a file that is not UTF-8, and what looks like a path but leads nowhere; OSError for a file it may not read.
     """
     path = Path(source)
     try:
@@ -44,27 +44,33 @@ def read_texts(source: str) -> dict[str, list[str]]:
     except OSError:  # too long for a file's name
         is_folder = is_file = False
     if is_folder and source.strip():
-        found = {entry.stem: _files(entry) for entry in sorted(path.iterdir()) if not entry.name.startswith(".")}
-        texts = {domain: [_read(file) for file in files] for domain, files in found.items()}
-        empty = [domain for domain, each in texts.items() if not any(text.strip() for text in each)]
-        if empty or not texts:
-            what = f"{path / empty[0]}: no text in it" if empty else f"{path}: an empty folder"
-            raise ValueError(f"{what}; wanted a folder whose sub-folders, or files, are the domains")
-        return texts
+        return _domains(path)
     if is_file:
         return {path.stem: [_read(path)]}
-    if not any(c.isspace() for c in source) and path.suffix in SUFFIXES:
+    looks_like_one = path.suffix in SUFFIXES or source.startswith(("/", "./", "../", "~"))
+    if looks_like_one and not any(c.isspace() for c in source):
         raise ValueError(
             f"{source}: no such file or folder; to look at these letters as a text, put a space behind them"
         )
     return {"text": [source]}
 
 
-def _files(entry: Path) -> list[Path]:
-    if entry.is_file():
-        return [entry]
-    inside = (file for file in sorted(entry.rglob("*")) if file.is_file())
-    return [file for file in inside if not any(part.startswith(".") for part in file.relative_to(entry).parts)]
+def _domains(folder: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for entry in sorted(folder.iterdir()):
+        files = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if path.is_file())
+        texts = [_read(file) for file in files if not _hidden(file.relative_to(folder))]
+        if any(text.strip() for text in texts):
+            found.setdefault(entry.stem, []).extend(texts)
+        elif entry.is_dir() and not _hidden(entry.relative_to(folder)):
+            raise ValueError(f"{entry}: no text in it; wanted a folder whose sub-folders, or files, are the domains")
+    if not found:
+        raise ValueError(f"{folder}: no text in it; wanted a folder whose sub-folders, or files, are the domains")
+    return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def _read(path: Path) -> str:
@@ -236,13 +242,10 @@ def _of_the_router(seen: Look) -> Iterator[Picture]:
 
 def _telling_token(seen: Look) -> int:
     """The first one whose choice in this layer the bias changed, if there is one."""
-    _, _, scores, biased, _, _ = seen.routing
-    at, K = seen.place, seen.routing.indices.shape[2]
-    changed = [
-        bias_effect(scores[t : t + 1, at : at + 1], biased[t : t + 1, at : at + 1], K)[0]
-        for t in range(min(len(scores), 512))
-    ]
-    return int(np.argmax(changed))
+    K = seen.routing.indices.shape[2]
+    scores, biased = (each[:, seen.place] for each in (seen.routing.scores, seen.routing.biased_scores))
+    changed = np.sort(picks_by(biased, K)) != np.sort(unbiased_picks(scores, biased, K))
+    return int(changed.any(axis=1).argmax())
 
 
 def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:

@@ -16,11 +16,12 @@ from minglm.look.specialisation import (
     coactivation_lift,
     domain_control,
     domain_shares,
-    information,
+    mutual_information,
     numbered,
     overlap,
     pair_counts,
     paths,
+    permuted_within,
     picks_by,
     saturation,
     shuffled,
@@ -338,20 +339,22 @@ def information_rows(
     indices: Array, domains: Any, tokens: Any, layers: Numbers = None, permutations: int = 100, seed: int = 0
 ) -> list[InformationRow]:
     """I(domain; expert) of every layer, from T domains and T token texts, or ids."""
-    T = len(indices)
+    T, rng = len(indices), np.random.default_rng(seed)
     at, ids = numbered(domains, T, "domains")[1], numbered(tokens, T, "tokens")[1]
-    found = information(np.asarray(indices)[None], ids[None], at[None], permutations, seed)
+    bits = mutual_information(indices, at)
+    control = np.array([mutual_information(indices, permuted_within(ids, at, rng)) for _ in range(permutations)])
+    plain = np.array([mutual_information(indices, rng.permuted(at)) for _ in range(max(permutations // 10, 1))])
     return [
         InformationRow(
             layer=number,
             tokens=T,
-            bits=float(found.bits[i]),
-            control=float(found.control[i]),
-            control_sd=float(found.control_sd[i]),
-            above=float(found.bits[i] - found.control[i]),
-            shuffled=float(found.shuffled[i]),
+            bits=float(bits[i]),
+            control=float(control[:, i].mean()),
+            control_sd=float(control[:, i].std()),
+            above=float(bits[i] - control[:, i].mean()),
+            shuffled=float(plain[:, i].mean()),
         )
-        for i, number in enumerate(_numbers(layers, len(found.bits)))
+        for i, number in enumerate(_numbers(layers, len(bits)))
     ]
 
 

@@ -24,6 +24,7 @@ from minglm.look.plots.figure import (
     ticks,
     title,
     tokens_said,
+    unhidden,
 )
 from minglm.look.rows import overlap_rows
 from minglm.model.ops import Array
@@ -53,7 +54,7 @@ def plot_acceptance(rows: Sequence[tuple[Any, ...]], name: str = "") -> Figure:
             ax.errorbar(x, shares, yerr=np.maximum(ends, 0).T, color=colour, fmt="none", capsize=3)
         counts = ", ".join(f"{row[3]:,}" for row in own)
         style = {"color": colour, "marker": marker, "linestyle": DASHES[n % len(DASHES)], "markersize": 6}
-        ax.plot(x, shares, label=f"{short(str(text), 24)} (n = {counts})", **style)
+        ax.plot(x, shares, label=f"{unhidden(short(str(text), 24))} (n = {counts})", **style)
     label_axes(ax, "depth: tokens beyond the next one", "% of the drafts accepted")
     ax.set_xticks(depths, labels=[f"{depth}" for depth in depths], fontsize=FONT)
     ax.set_xlim(min(depths) - 0.4, max(depths) + 0.4)

@@ -133,6 +133,11 @@ def legend(ax: Any, **options: Any) -> None:
         text.set_parse_math(False)
 
 
+def unhidden(text: str) -> str:
+    """A label: Matplotlib leaves those that begin with an underscore out of a legend."""
+    return f" {text}" if text.startswith("_") else text
+
+
 def sizes(layers: int, experts: int, K: int) -> str:
     return f"{layers} layer{'s' if layers != 1 else ''}, E = {experts}, k = {K}"
 

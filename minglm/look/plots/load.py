@@ -79,8 +79,8 @@ def plot_load_over_training(
     if len(moments) != len(history):
         raise ValueError(f"steps names {len(moments)} moments, history holds {len(history)}")
     _, T, count, K = history.shape
-    number = layer_numbers(layers, count)[layer]
     counts = np.array([load(one_layer(moment, experts, layer)[:, None], experts)[0] for moment in history])
+    number = layer_numbers(layers, count)[layer]
     figure, ax = _ratio_map(utilisation(counts), [f"{step:,}" for step in moments], "step")
     title(
         ax,

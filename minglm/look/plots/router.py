@@ -8,6 +8,8 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from minglm.look.plots.figure import (
     BLUE,
@@ -114,7 +116,7 @@ def plot_selection(
     rows = selection_rows(scores, biased_scores, K, layer, token)
     T, count, E = np.shape(scores)
     score, biased = (np.array([getattr(row, what) for row in rows], float) for what in ("score", "biased"))
-    figure, ax = new_figure(3 + 0.42 * E, 4.6)
+    figure, ax = new_figure(3 + 0.42 * E, 5)
     picked = [row.rank is not None for row in rows]
     edges = {"edgecolor": "black", "linewidth": 0.6 if E <= 64 else 0.2}
     bars = ax.bar(range(E), score, color=[BLUE if each else "#dddddd" for each in picked], **edges)
@@ -126,10 +128,10 @@ def plot_selection(
     for bar, row in zip(bars, rows, strict=True):
         _mark_choice(ax, bar, row, top)
     _threshold(ax, biased, K)
-    ax.set_ylim(min(0, biased[open_].min(initial=0)) - 0.03 * top, 1.25 * top)
+    ax.set_ylim(min(0, biased[open_].min(initial=0)) - 0.03 * top, 1.22 * top)
     label_axes(ax, "expert", "score")
     ticks(ax.xaxis, range(E))
-    _selection_key(ax, (~open_).any())
+    _selection_key(ax, K, bool((~open_).any()))
     text = f" {short(tokens[token])!r}" if tokens else ""
     title(
         ax,
@@ -139,32 +141,37 @@ def plot_selection(
     return figure
 
 
+_BEHIND = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}  # a label
+
+
 def _mark_choice(ax: Any, bar: Any, row: Any, top: float) -> None:
     """The rank above an expert that is picked; what the bias changed, in words and as a hatch."""
-    height = max(row.score, row.biased if np.isfinite(row.biased) else 0) + 0.02 * top
+    height = max(row.score, row.biased if np.isfinite(row.biased) else 0) + 0.03 * top
     words = "" if row.rank is None else f"{row.rank + 1}."
     if row.picked_without_bias != (row.rank is not None):
         bar.set(hatch="///", facecolor="white", edgecolor=BLUE if row.rank is not None else RED)
         words = f"in\n{words}" if row.rank is not None else "out"
-    ax.text(row.expert, height, words, ha="center", va="bottom", fontsize=FONT)
+    ax.text(row.expert, height, words, ha="center", va="bottom", fontsize=FONT, bbox=_BEHIND)
 
 
 def _threshold(ax: Any, biased: Array, K: int) -> None:
     """Half-way between the last that is in and the first that is out."""
     ranked = -np.sort(-biased)
     if K < len(ranked) and np.isfinite(ranked[K]):
-        place = (ranked[K - 1] + ranked[K]) / 2
-        ax.axhline(place, label=f"between the {K}. and {K + 1}. biased score", **UNIFORM)
+        ax.axhline((ranked[K - 1] + ranked[K]) / 2, **UNIFORM)
 
 
-def _selection_key(ax: Any, closed: bool) -> None:
-    ax.bar(0, 0, color=BLUE, edgecolor="black", label="score of a picked expert")
-    ax.bar(0, 0, color="#dddddd", edgecolor="black", label="of another")
-    ax.bar(0, 0, color="white", edgecolor=BLUE, hatch="///", label="changed by the bias")
-    ax.plot([], [], "D-", color="black", markersize=5, label="with the bias")
+def _selection_key(ax: Any, K: int, closed: bool) -> None:
+    handles = [
+        Patch(facecolor=BLUE, edgecolor="black", label="score, picked"),
+        Patch(facecolor="#dddddd", edgecolor="black", label="score, not picked"),
+        Patch(facecolor="white", edgecolor=BLUE, hatch="///", label="in or out by the bias"),
+        Line2D([], [], color="black", marker="D", markersize=5, label="with the bias"),
+        Line2D([], [], label=f"between the {K}. and {K + 1}. of these", **UNIFORM),
+    ]
     if closed:
-        ax.plot([], [], "x", color="black", label="group closed")
-    legend(ax, loc="upper right", ncols=3, frameon=True)
+        handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="group closed"))
+    legend(ax, handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
 def plot_confidence(
