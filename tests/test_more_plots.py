@@ -203,6 +203,9 @@ def test_domains_show_shares_and_control():
     domains = ["code"] * 20 + ["prose"] * 40
     figure = plots.plot_domains(indices, domains, 5, layer=2)
     shares = domain_shares(indices, domains, 5)[1]
+    three = plots.plot_domains(indices, domains, 5).axes  # first, middle and last layer of four, a row for each domain
+    for ax, (d, i) in zip(three, [(d, i) for d in (0, 1) for i in (0, 2, 3)], strict=True):
+        assert [bar.get_height() for bar in ax.patches] == pytest.approx(100 * shares[d, i])
     for d, ax in enumerate(figure.axes):
         assert [bar.get_height() for bar in ax.patches] == pytest.approx(100 * shares[d, 2])
         assert ax.get_ylim()[1] > 100 * shares[:, 2].max()
@@ -256,10 +259,10 @@ def test_acceptance_shows_shares_counts_and_intervals():
 
 
 def test_removal_marks_what_is_not_sure():
-    costs, errors = np.array([[0.5, -0.01], [0.0, 0.1]]), np.array([[0.1, 0.1], [0.1, 0.01]])
+    costs, errors = np.array([[0.5, -0.01], [0.0, 0.1]]), np.array([[0.1, 0.1], [0, 0.01]])
     figure = plots.plot_removal(costs, ["code", "prose"], np.array([0.7, 0.3]), 3, errors)
     map_ax = next(ax for ax in figure.axes if ax.images)
-    assert texts(map_ax) == ["+0.500", "(-0.010)", "(+0.000)", "+0.100"]
+    assert texts(map_ax) == ["+0.500", "(-0.010)", "0", "+0.100"]
     assert labels(map_ax.xaxis) == ["code", "prose"]
     assert len(plots.plot_removal(costs).axes) == 2  # without loads: the map and its scale
     for wrong in ({"names": ["a"]}, {"loads": np.ones(3)}, {"errors": np.ones(2)}):

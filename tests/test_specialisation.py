@@ -179,6 +179,8 @@ def test_vocabulary_by_hand():
         VocabularyRow("a", 2, pytest.approx(2 / 3), 3),
     ]
     assert len(vocabulary_rows(first, tokens, 3, min_count=1)) == 3
+    mixed = np.array([1, 1, 0, 1, 1, 1])[:, None, None]  # of one expert the purest first
+    assert [row.token for row in vocabulary_rows(mixed, tokens, 3, min_count=2)] == ["c", "a"]
     assert vocabulary_rows(first, tokens, 3) == []
     ranks = np.concatenate([first, 2 - first], axis=-1)  # only the first choice counts
     assert vocabulary_rows(ranks, tokens, 3, min_count=2) == vocabulary_rows(first, tokens, 3, min_count=2)

@@ -244,7 +244,8 @@ def _costs(figure: Figure, ax: Any, costs: Array, errors: Array | None) -> None:
     if len(costs) <= 40 and costs.shape[1] <= CELLS:
         unsure = np.zeros(costs.shape, bool) if errors is None else np.abs(costs) < 2 * np.asarray(errors)
         for e, d in np.ndindex(*costs.shape):
-            text = f"({costs[e, d]:+.3f})" if unsure[e, d] else f"{costs[e, d]:+.3f}"
+            text = f"{costs[e, d]:+.3f}" if costs[e, d] else "0"  # nobody picked it
+            text = f"({text})" if unsure[e, d] else text
             write(ax, d, e, text, LOAD_COLOURS(norm(costs[e, d])))
     marks = {-most: f"−{most:.2g}", 0.0: "0 no cost", most: f"{most:.2g}"}
     colour_bar(figure, ax, norm, LOAD_COLOURS, "bits per token", 0, marks)
