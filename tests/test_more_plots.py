@@ -360,6 +360,12 @@ def test_some_keeps_both_ends():
     assert len(some(92, 6)) == 6
 
 
+def test_a_notebook_shows_a_figure_by_itself():
+    figure = plots.plot_bars(routing()[0], 8)
+    assert isinstance(figure, plots.Picture)
+    assert figure._repr_png_()[:4] == b"\x89PNG"
+
+
 def test_old_and_new_names_are_public():
     assert {"plot_load", "plot_picks", "plot_roofline", "plot_training", "LOAD_COLOURS"} <= set(plots.__all__)
     assert all(hasattr(plots, name) for name in plots.__all__)

@@ -146,7 +146,7 @@ def _history(folder: Path | None, layers: int) -> History | None:
 # -- what is made of it ------------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
+class Plot(NamedTuple):
     name: str
     draw: Callable[[], Any] | None  # -> Figure; None: a table alone
     rows: Callable[[], list[Any]]
@@ -178,40 +178,40 @@ def save_pictures(seen: Look, folder: Path, say: Callable[[str], None] = print) 
         say(f"left out {name}: {why}")
 
 
-def _of_load(seen: Look) -> Iterator[Picture]:
+def _of_load(seen: Look) -> Iterator[Plot]:
     from minglm.look import plots
 
     indices, weights, _, _, layers, E = seen.routing
     at, name = seen.place, seen.model.name
     one: dict[str, Any] = {"layer": at, "layers": layers, "name": name}
-    yield Picture(
+    yield Plot(
         "load", lambda: plots.plot_load(indices, E, layers, name=name), lambda: load_rows(indices, E, layers), LoadRow
     )
-    yield Picture(
+    yield Plot(
         "picks",
         lambda: plots.plot_picks(indices, weights, seen.tokens, E, layers, name=name),
         lambda: pick_rows(indices, weights, layers, seen.tokens),
         PickRow,
     )
-    yield Picture(
+    yield Plot(
         "bars",
         lambda: plots.plot_bars(indices, E, **one),
         lambda: load_rows(indices[:, at : at + 1], E, layers[at : at + 1]),
         LoadRow,
     )
-    yield Picture(
+    yield Plot(
         "drops",
         lambda: plots.plot_drops(indices, E, layers=layers, name=name),
         lambda: tables.drop_rows(indices, E, layers=layers),
         tables.DropRow,
     )
-    yield Picture(
+    yield Plot(
         "coactivation",
         lambda: plots.plot_coactivation(indices, E, **one),
         lambda: tables.coactivation_rows(indices, E, layers),
         tables.CoactivationRow,
     )
-    yield Picture(
+    yield Plot(
         "paths",
         lambda: plots.plot_paths(indices, E, layers, name=name),
         lambda: tables.flow_rows(indices, layers),
@@ -219,25 +219,25 @@ def _of_load(seen: Look) -> Iterator[Picture]:
     )
 
 
-def _of_the_router(seen: Look) -> Iterator[Picture]:
+def _of_the_router(seen: Look) -> Iterator[Plot]:
     from minglm.look import plots
 
     indices, _, scores, biased, layers, _ = seen.routing
     at, name, K = seen.place, seen.model.name, indices.shape[2]
     token = _telling_token(seen)
-    yield Picture(
+    yield Plot(
         "selection",
         lambda: plots.plot_selection(scores, biased, K, at, token, seen.tokens, layers, name),
         lambda: tables.selection_rows(scores, biased, K, at, token),
         tables.SelectionRow,
     )
-    yield Picture(
+    yield Plot(
         "confidence",
         lambda: plots.plot_confidence(scores, biased, K, layers, name),
         lambda: tables.confidence_rows(scores, biased, K, layers),
         tables.ConfidenceRow,
     )
-    yield Picture("bias", None, lambda: tables.bias_rows(scores, biased, K, layers), tables.BiasRow)
+    yield Plot("bias", None, lambda: tables.bias_rows(scores, biased, K, layers), tables.BiasRow)
 
 
 def _telling_token(seen: Look) -> int:
@@ -248,7 +248,7 @@ def _telling_token(seen: Look) -> int:
     return int(changed.any(axis=1).argmax())
 
 
-def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:
+def _of_words(seen: Look) -> Iterator[Plot | LeftOut]:
     from minglm.look import plots
 
     indices, _, _, _, layers, E = seen.routing
@@ -260,28 +260,28 @@ def _of_words(seen: Look) -> Iterator[Picture | LeftOut]:
             "vocabulary, vocabulary_by_layer", f"no token of the text occurs {FREQUENT} times, the most frequent {most}"
         )
     else:
-        yield Picture(
+        yield Plot(
             "vocabulary",
             lambda: plots.plot_vocabulary(indices, words, E, min_count=FREQUENT, **one),
             lambda: vocabulary_rows(indices, words, E, at, FREQUENT),
             VocabularyRow,
         )
         shares = partial(tables.vocabulary_share_rows, indices, words, E, FREQUENT, layers)
-        yield Picture("vocabulary_by_layer", None, shares, tables.VocabularyShareRow)
+        yield Plot("vocabulary_by_layer", None, shares, tables.VocabularyShareRow)
     if len(set(domains)) < 2:
         yield LeftOut("domains, information", "one domain only; give a folder whose sub-folders, or files, are domains")
         return
-    yield Picture(
+    yield Plot(
         "domains",
         lambda: plots.plot_domains(indices, domains, E, None, words, layers, name=name),
         lambda: tables.domain_rows(indices, domains, E, words, layers),
         tables.DomainRow,
     )
     information = partial(tables.information_rows, indices, domains, words, layers)
-    yield Picture("information", None, information, tables.InformationRow)
+    yield Plot("information", None, information, tables.InformationRow)
 
 
-def _of_training(seen: Look) -> Iterator[Picture | LeftOut]:
+def _of_training(seen: Look) -> Iterator[Plot | LeftOut]:
     from minglm.look import plots
 
     if seen.history is None:
@@ -289,13 +289,13 @@ def _of_training(seen: Look) -> Iterator[Picture | LeftOut]:
         return
     steps, history = seen.history
     layers, E, name = seen.routing.layers, seen.routing.experts, seen.model.name
-    yield Picture(
+    yield Plot(
         "load_over_training",
         lambda: plots.plot_load_over_training(history, E, steps, seen.place, layers, name),
         lambda: tables.load_history_rows(history, E, steps, layers),
         tables.LoadHistoryRow,
     )
-    yield Picture(
+    yield Plot(
         "saturation",
         lambda: plots.plot_saturation(history, None, steps, E, layers, name),
         lambda: tables.saturation_rows(history, E, steps, None, layers),
@@ -303,7 +303,7 @@ def _of_training(seen: Look) -> Iterator[Picture | LeftOut]:
     )
 
 
-def _of_drafts(seen: Look) -> Iterator[Picture | LeftOut]:
+def _of_drafts(seen: Look) -> Iterator[Plot | LeftOut]:
     from minglm.look import plots
 
     name, E, layers = seen.model.name, seen.routing.experts, seen.routing.layers
@@ -312,9 +312,7 @@ def _of_drafts(seen: Look) -> Iterator[Picture | LeftOut]:
         return
     accepted = acceptance_rows(seen)
     if accepted:
-        yield Picture(
-            "acceptance", partial(plots.plot_acceptance, accepted, name), lambda: accepted, tables.AcceptanceRow
-        )
+        yield Plot("acceptance", partial(plots.plot_acceptance, accepted, name), lambda: accepted, tables.AcceptanceRow)
     else:
         yield LeftOut("acceptance", "no piece of text is long enough to be drafted")
     drafted, trunk = mtp_picks(seen)
@@ -322,7 +320,7 @@ def _of_drafts(seen: Look) -> Iterator[Picture | LeftOut]:
         yield LeftOut("overlap", "a single token, which the MTP layer has no next one for")
         return
     of = ("the MTP layer", "the decoder layers")
-    yield Picture(
+    yield Plot(
         "overlap",
         lambda: plots.plot_overlap(drafted, trunk, E, layers, of, name=name),
         lambda: tables.overlap_rows(drafted, trunk, E, layers),
@@ -368,7 +366,7 @@ def mtp_picks(seen: Look) -> tuple[Array, Array]:
     return np.concatenate(drafted)[:, None], np.concatenate(trunk)
 
 
-def _of_removal(seen: Look) -> Picture | LeftOut:
+def _of_removal(seen: Look) -> Plot | LeftOut:
     from minglm.look import plots
 
     layer, E = seen.routing.layers[seen.place], seen.routing.experts
@@ -388,7 +386,7 @@ def _of_removal(seen: Look) -> Picture | LeftOut:
         return LeftOut("removal", str(error))
     T = sum(ids.shape[1] for ids in pieces.values())
     K = seen.routing.indices.shape[2]
-    return Picture(
+    return Plot(
         "removal",
         lambda: plots.plot_removal(costs, names, loads, layer, errors, K=K, T=T, name=seen.model.name),
         lambda: tables.removed_rows(costs, names, loads, layer, errors),

@@ -33,7 +33,9 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "", mtp_layers: i
     steps = [line for line in lines if "main" in line]
     if not steps:
         raise ValueError("nothing to plot: no step among the metrics")
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    from minglm.look.plots.figure import Picture  # here, because the package of plots imports this file
+
+    figure = Picture(figsize=(9, 9), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 1])
     x = np.array([line["step"] for line in steps])
     _losses(panels[0], x, steps, [line for line in lines if "code_bits_per_byte" in line])
@@ -111,7 +113,9 @@ class Panel(NamedTuple):
 
 def plot_seeds(panels: Sequence[Panel], title: str = "") -> Figure:
     """A panel for each measure: every seed a thin line, a model's mean a thick one where all its seeds have values."""
-    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    from minglm.look.plots.figure import Picture
+
+    figure = Picture(figsize=(3.6 * len(panels), 3.2), layout="constrained")
     for i, panel in enumerate(panels):
         ax = figure.add_subplot(1, len(panels), i + 1)
         for number, (model, seeds) in enumerate(panel.lines.items(), start=int(panel.zero)):

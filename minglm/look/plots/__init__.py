@@ -10,7 +10,7 @@ maps go evenly from light to dark, and numbers are printed where they fit. The n
 from minglm.look.curves import plot_seeds, plot_training
 from minglm.look.plots.arrays import plot_array, plot_attention
 from minglm.look.plots.drafts import plot_acceptance, plot_overlap
-from minglm.look.plots.figure import LOAD_COLOURS
+from minglm.look.plots.figure import LOAD_COLOURS, Picture
 from minglm.look.plots.load import plot_bars, plot_drops, plot_load, plot_load_over_training
 from minglm.look.plots.pairs import plot_coactivation, plot_paths
 from minglm.look.plots.roofline import plot_roofline
@@ -20,6 +20,7 @@ from minglm.look.plots.training import plot_saturation
 
 __all__ = [
     "LOAD_COLOURS",
+    "Picture",
     "plot_acceptance",
     "plot_array",
     "plot_attention",
