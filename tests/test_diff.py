@@ -161,7 +161,7 @@ def test_a_mistaken_operation_is_found_where_it_is(name, dtype):
     assert not found.same
     at = [row.name for row in found.rows].index(first)
     if dtype == "float32":
-        assert all(not row.inherited and not row.added for row in found.rows[:at])
+        assert all(max(row.inherited or 0, row.added) <= 1e-5 for row in found.rows[:at])
     after = [row for row in found.rows[at + 1 :] if row.added is not None and row.name not in ("norm", "logits")]
     only_follow = [row for row in after if row.verdict != "differs"]
     assert all(row.added <= max(row.limit, 1e-12) for row in only_follow)
@@ -315,9 +315,7 @@ def test_tensors_that_no_step_reads_are_told():
     found = diff(model_of(), mistaken, IDS)
     assert found.first is None
     assert not found.same
-    assert (
-        "all are equal to the bit. But no listed step shows what differs: model.layers.3.enorm.weight" in found.sentence
-    )
+    assert ". But no listed step shows what differs: model.layers.3.enorm.weight (20 of 20 numbers" in found.sentence
 
 
 # -- what is no mistake ------------------------------------------------------------------------------------------
@@ -330,8 +328,8 @@ def test_a_model_is_equal_to_itself(variant):
     for ids in ([5], [[1, 2, 3], [3, 3, 3]], random_ids(config, 1, (1, 30))):
         found = diff(model, model, ids)
         assert found.same
-        assert {row.verdict for row in found.rows} == {"equal"}
-        assert found.sentence == "no step beyond rounding: all are equal to the bit."
+        assert {row.verdict for row in found.rows} <= {"equal", "rounding"}
+        assert found.sentence.startswith("no step beyond rounding")
 
 
 @pytest.mark.parametrize(("a", "b"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float16"),
@@ -517,9 +515,7 @@ def test_what_is_shown_and_kept():
     assert found.text(every=True).count("\n") > found.text().count("\n") > 8
     assert repr(found) == found.text()
     assert "&lt;mistaken&gt;" in found._repr_html_()
-    assert found.sentence.startswith(
-        "first step beyond rounding: layers.1.mlp.biased_scores: −∞ or NaN stand elsewhere"
-    )
+    assert "rounding: layers.1.mlp.biased_scores: −∞ or NaN stand elsewhere" in found.sentence
     about = json.loads(found.to_json())
     assert about["first"] == "layers.1.mlp.biased_scores"
     assert about["same"] is False
@@ -550,7 +546,7 @@ def test_on_the_command_line(folders, tmp_path, capsys):
     right, wrong, wide = (str(folders / name) for name in ("right", "wrong", "wide"))
     ids = ["--ids", "5", "8", "13"]
     assert main(["diff", right, right, *ids]) == 0
-    assert "all are equal to the bit" in capsys.readouterr().out
+    assert "no step beyond rounding" in capsys.readouterr().out
     assert main(["diff", right, right, "--dtype-b", "bfloat16", *ids]) == 0
     assert "by the storage of the weights" in capsys.readouterr().out
     assert main(["diff", right, right, "--engine-b", "fast", *ids]) == 0
