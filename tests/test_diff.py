@@ -380,6 +380,25 @@ def test_an_operation_that_shows_nothing_is_not_called_a_difference():
     assert {row.name.rpartition(".")[2] for row in found.rows if row.verdict == "not seen"} == {"gate", "up", "hidden"}
 
 
+def test_a_wider_dtype_inside_is_told():
+    def promoting(x, weight, eps):
+        return ops.rms_norm(x, weight, np.float64(eps))
+
+    found = diff(model_of(), model_of(), IDS, ops_b=ops_with(rms_norm=promoting))
+    assert found.same
+    assert found.rows[1].note == "A computes float32, B float64"
+
+
+def test_weights_that_stay_in_their_files(tmp_path):
+    model_of().save(tmp_path / "m", "bfloat16")
+    mapped, whole = minglm.load(tmp_path / "m", mode="mmap"), minglm.load(tmp_path / "m")
+    assert diff(whole, mapped, IDS).same
+    assert diff(mapped, whole, IDS).same
+    assert diff(whole, mapped, IDS, engine_b="fast").same
+    scaled = Model(MICRO.replace(routed_scaling_factor=1.0), mapped.params, name="scaled")
+    assert diff(whole, scaled, IDS).first.name == "layers.1.mlp.expert_weights"
+
+
 # -- the fast engine ---------------------------------------------------------------------------------------------
 
 

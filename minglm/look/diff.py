@@ -8,6 +8,7 @@ What rounding would add is measured: A is run in float64, and once more with eac
 trusted: both models are run again in float64, where rounding all but vanishes and a mistake stays.
 """
 
+import html
 import json
 import math
 import re
@@ -101,7 +102,7 @@ class Diff(NamedTuple):
 
     def _repr_html_(self) -> str:
         shown = html_table(_lines(self, False), _HEADER, self._title().replace("\n", "; "))
-        return shown + html_table([[text] for text in [*self.notes, self.sentence]], ["found"])
+        return shown + "".join(f"<p>{html.escape(text)}</p>" for text in [*self.notes, self.sentence])
 
 
 # -- other operations --------------------------------------------------------------------------------------------
@@ -232,12 +233,8 @@ def _lines(found: Diff, every: bool) -> list[tuple[str, ...]]:
     for row in found.rows:
         alone = every or row.verdict in ("differs", "not seen")
         last = groups[-1][-1] if groups else None
-        if (
-            alone
-            or last is None
-            or last.verdict in ("differs", "not seen")
-            or layer_of(last.name) != layer_of(row.name)
-        ):
+        closed = last is None or last.verdict in ("differs", "not seen") or layer_of(last.name) != layer_of(row.name)
+        if alone or closed:
             groups.append([row])
         else:
             groups[-1].append(row)
@@ -298,9 +295,7 @@ def _more(found: Diff, first: DiffRow) -> str:
     kinds = list(dict.fromkeys(more))
     if not more:
         return " Later steps only inherit it."
-    shown = ", ".join(kinds[: 4 if len(kinds) > 5 else 5]) + (
-        f" and {len(kinds) - 4} more kinds" if len(kinds) > 5 else ""
-    )
+    shown = ", ".join(kinds if len(kinds) < 6 else [*kinds[:4], f"and {len(kinds) - 4} more kinds"])
     adds = "steps add errors of their own" if len(more) > 1 else "step adds an error of its own"
     return f" {len(more)} more {adds}: {shown}."
 

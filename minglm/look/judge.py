@@ -111,6 +111,7 @@ class Seen(NamedTuple):
 
 
 def observe(a: Subject, b: Subject, ids: Array, float64: bool) -> tuple[Seen, list[str]]:
+    """All runs that there is something to learn from, and what is to be said of those that there are not."""
     ours, fused = a.run(ids), b.engine == "fast"
     handed = functools.partial(_boundaries, fused=fused)
     seen = Seen(ours, b.run(ids), b.run(ids, handed(ours)), None, None, None)
@@ -254,6 +255,7 @@ def _group_margins(scores: Array, model: "Model", name: str) -> Array:  # [N, E]
 
 
 def judge(a: Subject, b: Subject, ids: Array, seen: Seen) -> list[DiffRow]:
+    """A row for each step of A or B, in A's order."""
     shape_b = {tap.name for tap in expected_taps(b.model.config, *ids.shape)}
     order = [tap.name for tap in expected_taps(a.model.config, *ids.shape)]
     only_b = [name for name in seen.plain if name not in order and ".experts." not in name]
@@ -277,22 +279,22 @@ def _row(name: str, a: Subject, b: Subject, seen: Seen, keep: Array | None) -> D
     inherited = _between(name, seen.isolated, seen.plain, seen.a, keep)
     exact = None if seen.exact is None else _between(name, *seen.exact, seen.exact[0])
     if name.endswith("expert_indices"):
-        return _index_row(name, seen, inherited, exact, keep)
+        tie = 0.0 if a.compute == b.compute else 4 * _unit(a, b)  # A's scores, narrowed, may tie
+        return _index_row(name, seen, inherited, exact, keep, tie)
     assert added is not None
     rounding = SLACK * max(_unit(a, b), _measured(name, a, b, seen, keep))
     limit = rounding if seen.storage is None else rounding + 2 * _pair(name, seen.storage, keep)  # 2: rounded twice
     decided, most = (added, limit) if exact is None else (exact, rounding * _left_in_float64(a, b))
-    note = ""
+    dtypes = seen.a[name].dtype.name, seen.isolated[name].dtype.name
+    note = f"A computes {dtypes[0]}, B {dtypes[1]}" if dtypes[0] != dtypes[1] and a.compute == b.compute else ""
     if not decided <= most:
         verdict = "differs"
-        note = (
-            "below rounding, seen in float64: a small mistake, or float32 inside"
-            if exact is not None and added <= limit
-            else ""
-        )
+        if added <= limit:
+            note = "below rounding, seen in float64: a small mistake, or float32 inside"
     else:
         verdict = "equal" if added == 0 else "rounding" if added <= rounding or seen.storage is None else "storage"
-        note = "" if added <= limit else "more than A's own, but gone in float64"
+        if added > limit:
+            note = "more than A's own, but gone in float64"
     if math.isinf(added):
         note = "−∞ or NaN stand elsewhere" if seen.a[name].any() else "A is all zeros, B is not"
     if keep is not None and not keep.all():
@@ -329,10 +331,12 @@ def _pair(name: str, pair: tuple[Arrays, Arrays], keep: Array | None) -> float:
     return found if found is not None and math.isfinite(found) else 0.0
 
 
-def _index_row(name: str, seen: Seen, inherited: float | None, exact: float | None, keep: Array | None) -> DiffRow:
+def _index_row(
+    name: str, seen: Seen, inherited: float | None, exact: float | None, keep: Array | None, tie: float
+) -> DiffRow:
     """A choice is right or wrong: B was given A's biased scores (in fused layers: `keep` leaves out near-ties)."""
     other, margins = _set_distance(seen.a[name], seen.isolated[name]), _margins(seen.a, name)
-    clear = other & (margins > 0) & (True if keep is None else keep)
+    clear = other & (margins > tie) & (True if keep is None else keep)
     note = ""
     for what, tokens in (("inherited", _set_distance(seen.isolated[name], seen.plain[name])), ("added", other)):
         if tokens.any():
