@@ -9,9 +9,10 @@ import numpy as np
 
 from minglm.config import PRESETS, Config
 from minglm.model import loss as losses
+from minglm.model import ops as numpy_ops
 from minglm.model.kvcache import KVCache
 from minglm.model.mtp import mtp_chain, mtp_head_weight
-from minglm.model.ops import Array, Tap, linear, no_tap
+from minglm.model.ops import Array, Ops, Tap, linear, no_tap
 from minglm.model.params import Params, compute_dtype, init_params, map_arrays
 from minglm.model.transformer import head, transformer
 
@@ -71,12 +72,14 @@ class Model:
         segments: Any = None,
         tap: UserTap | None = None,
         stop_at: int | None = None,
+        ops: Ops = numpy_ops,
     ) -> Output:
         """Logits [B, T, V] and final hidden states [B, T, D] for ids, int [B, T].
 
         `segments` [B, T] numbers the documents in a row (negative: padding); `positions` [B, T] overrides the
         default, which counts from 0 within each. `cache` (see `new_cache`) is continued. `tap(name, array)` sees
-        every step and may return a replacement. `stop_at=n` stops after n layers.
+        every step and may return a replacement. `stop_at=n` stops after n layers. `ops`: other operations than the
+        book's, see `minglm.look.diff.ops_with`.
 
         Raises ValueError for ids outside the vocabulary, wrong shapes, or more tokens than the context holds.
         """
@@ -89,8 +92,10 @@ class Model:
         if stop_at is not None and cache is not None:
             raise ValueError("stop_at would leave the cache of the later layers empty; use one of the two")
         checked = _checked_tap(tap, self.config)
-        hidden, _ = transformer(ids, self.params, self.config, cache, positions, segments, checked, stop_at=stop_at)
-        return Output(None if stop_at is not None else head(hidden, self.params, checked), hidden)
+        hidden, _ = transformer(
+            ids, self.params, self.config, cache, positions, segments, checked, ops, stop_at=stop_at
+        )
+        return Output(None if stop_at is not None else head(hidden, self.params, checked, ops), hidden)
 
     def mtp(self, ids: Any, depth: int = 1, segments: Any = None, tap: UserTap | None = None) -> Array:
         """Logits [B, T − depth, V] of the multi-token-prediction layers: at depth 1 row i predicts token i + 2, from

@@ -16,7 +16,7 @@ DEMO_PROMPT = "[gMASK]<sop><|user|>\n17+25/nothink<|assistant|>\n<think></think>
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it went well, 2 for wrong input, 130 if interrupted."""
+    """Run one command; 0 if it went well, 1 if `diff` found a difference, 2 for wrong input, 130 if interrupted."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        given.run(given)
+        return given.run(given) or 0
     except BrokenPipeError:  # `minglm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
@@ -40,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nminglm {given.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -102,6 +101,20 @@ def _trace(given: argparse.Namespace) -> None:
     if given.save:
         trace.save(given.save)
         print(f"saved {given.save}")
+
+
+def _diff(given: argparse.Namespace) -> int:
+    from minglm.look.diff import diff
+
+    a, b = load(given.a, given.dtype_a), load(given.b, given.dtype_b)
+    prompt = given.prompt if given.ids is None else given.ids
+    found = diff(a, b, prompt, engine_b=given.engine_b, keep=given.keep, float64=not given.no_float64)
+    print(found.text(every=given.all))
+    if given.json:
+        Path(given.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(given.json).write_text(found.to_json(), "utf-8")
+        print(f"saved {given.json}")
+    return 0 if found.same else 1
 
 
 def _routing(given: argparse.Namespace) -> None:
@@ -264,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
     trace.add_argument("--save", help="a .safetensors file for the arrays")
 
+    _add_diff(commands)
+
     routing = _command(
         commands, "routing", _routing, "which experts saw what: every plot of the routing, with its table",
         prompt=DEMO_PROMPT,
@@ -284,6 +299,25 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_diff(commands: Any) -> None:
+    about = "the first step at which two checkpoints, dtypes or engines differ by more than rounding"
+    compare = commands.add_parser("diff", help=about, description=f"{about}; exit code 0: none, 1: there is one")
+    compare.set_defaults(run=_diff)
+    compare.add_argument("a", metavar="A", help="folder or name of the checkpoint that is right")
+    compare.add_argument("b", metavar="B", help="the one to compare with it")
+    compare.add_argument("prompt", nargs="?", default=DEMO_PROMPT, help="a text")
+    compare.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a text")
+    for side in "ab":
+        compare.add_argument(
+            f"--dtype-{side}", metavar="DTYPE", help=f"how {side.upper()}'s weights are kept (float32)"
+        )
+    compare.add_argument("--engine-b", choices=("fast", "numpy"), default="numpy", help="B on it (default numpy)")
+    compare.add_argument("--keep", default="*", help='steps to list, shell patterns: "layers.1.*,logits"')
+    compare.add_argument("--all", action="store_true", help="every step on a line of its own")
+    compare.add_argument("--no-float64", action="store_true", help="do not repeat it in float64")
+    compare.add_argument("--json", metavar="FILE", help="everything that was found")
 
 
 def _add_writers(commands: Any) -> None:

@@ -17,7 +17,7 @@ from minglm.formats.smallfloats import BLOCK, SmallFloats
 from minglm.model.attention import last_segment
 from minglm.model.kvcache import KVCache
 from minglm.model.mtp import mtp_embedding_weight, mtp_head_weight, mtp_states
-from minglm.model.ops import Array
+from minglm.model.ops import Array, Tap, no_tap
 from minglm.model.params import Layer, Moe, Params, expert, shapes, walk_stacked
 from minglm.model.rope import rotation
 from minglm.model.transformer import head_weight, transformer
@@ -230,6 +230,7 @@ class Steps:
         self._tokens = Tokens(np.zeros(1, np.int64), ids, rows_of, slots, segments, wanted, layers)
         self._cache: KVCache | None = None
         self._kernel: Any = None
+        self._tap: Tap = no_tap
 
     def run(
         self, kernel: Any, ids: Array, cache: KVCache, segments: Array | None, last_only: bool, *more: Any
@@ -255,7 +256,7 @@ class Steps:
             cache.segments[np.arange(B)[:, None], slots] = segments
             if kernel is not self._kernel:
                 self._kernel, self._launch = kernel, self._team.prepare(kernel, *self._state, *more)
-            if self._book.mapped:
+            if self._book.mapped or self._tap is not no_tap:
                 self._launch_by_layer(N)
             else:
                 self._launch()
@@ -268,12 +269,38 @@ class Steps:
         return any(stack.home.residency.budget is not None for stack in self._book.mapped.values())
 
     def _launch_by_layer(self, N: int) -> None:
-        """So that experts of mapped files can be given back before those of the next layer come."""
-        for i in range(self._sizes.layers):
-            self._tokens.layers[:] = i, i + 1
+        """So that experts of mapped files can be given back before those of the next layer come, and so that the room
+        can be looked at in between."""
+        L, layers = self._sizes.layers, self._tokens.layers
+        for i in range(L):
+            layers[:] = i, i + 1
             self._launch()
             if i in self._book.mapped:
                 self._book.mapped[i].used(self._room.picks[i, :N])
+            if self._tap is not no_tap:
+                self._show_layer(i, N)
+        if self._tap is not no_tap:
+            layers[:] = L, L  # the end once more, from what the tap made of the stream
+            self._launch()
+        layers[:] = 0, L
+
+    def _show_layer(self, i: int, N: int) -> None:
+        """What layer i left in the room, under the names of the book's taps."""
+        room, cache, at = self._room, self._cache, f"layers.{i}."
+        assert cache is not None
+        B = cache.batch
+        places = self._tokens.rows[:N].reshape(B, -1), self._tokens.slots[:N].reshape(B, -1)
+        self._tap(f"{at}self_attn.v", cache.v[i][places])
+        self._tap(f"{at}self_attn.q_rope", room.q[:N].reshape(B, N // B, *room.q.shape[1:]).copy())
+        self._tap(f"{at}self_attn.k_rope", cache.k[i][places])
+        self._tap(f"{at}self_attn.heads", room.heads[:N].reshape(B, N // B, *room.q.shape[1:]).copy())
+        if i >= self._sizes.dense_layers:
+            indices = room.picks[i, :N].copy()
+            self._tap(f"{at}mlp.router_scores", room.router_scores[:N].copy())
+            self._tap(f"{at}mlp.expert_indices", indices)
+            self._tap(f"{at}mlp.expert_weights", np.take_along_axis(room.own_weights[0, :N], indices, axis=1))
+        self._tap(f"{at}mlp.out", room.y[:N].reshape(B, N // B, -1).copy())
+        room.x[:N] = self._tap(f"{at}out", room.x[:N].reshape(B, N // B, -1).copy()).reshape(N, -1)
 
     @property
     def hidden(self) -> Array:  # [N, D]
@@ -316,6 +343,19 @@ class Decoder(Steps):
         `segments` as in `make_layout`. Raises ValueError, and changes nothing, if the cache does not fit.
         """
         return self.run(step, ids, cache, segments, last_only)
+
+    def watch(self, ids: Array, cache: KVCache, tap: Tap, segments: Array | None = None) -> None:
+        """The same a layer at a time. `tap(name, array)` sees what each layer leaves behind (v, q_rope, k_rope, heads,
+        router_scores, expert_indices, expert_weights, mlp.out, out), then norm and logits. A layer is one kernel: only
+        a replaced `layers.*.out` is gone on with."""
+        with self._team.lock:
+            self._tap = tap
+            try:
+                logits = self.step(ids, cache, segments)
+            finally:
+                self._tap = no_tap
+            tap("norm", self.hidden.reshape(*ids.shape, -1))
+            tap("logits", logits.copy())
 
 
 class MtpDecoder(Steps):

@@ -34,7 +34,7 @@ _ROUTING = tuple(
 )
 
 
-def _selected(names: Sequence[str], keep: str) -> set[str]:
+def selected(names: Sequence[str], keep: str) -> set[str]:
     """The names that one of the patterns in `keep` matches. Raises ValueError for a pattern that matches none."""
     if not isinstance(keep, str):
         raise ValueError(f"keep = {keep!r} must be one str, patterns separated by commas")
@@ -84,7 +84,7 @@ def estimate_bytes(config: Config, B: int, T: int, keep: str = "*", itemsize: in
 def _kept(taps: Sequence[ExpectedTap], keep: str) -> set[str]:
     """What the user asked for, and the routing."""
     names = [tap.name for tap in taps]
-    return _selected(names, keep) | {name for name in names if _is_routing(name)}
+    return selected(names, keep) | {name for name in names if _is_routing(name)}
 
 
 def _is_routing(name: str) -> bool:
@@ -131,7 +131,7 @@ def take_trace(
     config = model.config
     B, T = ids.shape
     taps = expected_taps(config, B, T)
-    shown = _selected([t.name for t in taps], keep)
+    shown = selected([t.name for t in taps], keep)
     needed = estimate_bytes(config, B, T, keep, np.dtype(model.compute_dtype).itemsize)
     if not needed <= limit:
         raise ValueError(
