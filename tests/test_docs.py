@@ -155,7 +155,8 @@ def test_every_file_and_backward_of_the_book_has_a_derivation():
 def test_pages_are_short_and_listed():
     index = (DOCS / "index.md").read_text("utf-8")
     for page in PAGES:
-        assert len(page.read_text("utf-8").splitlines()) <= 165, page_name(page)
+        written = re.sub(r"(<!-- glossary.toml: .*?-->).*?<!-- end -->", r"\1", page.read_text("utf-8"), flags=re.S)
+        assert len(written.splitlines()) <= 165, page_name(page)
         if page.parent == DOCS and page.name != "index.md":
             assert f"({page.name})" in index, page_name(page)
     listing = (DOCS / "derivations" / "README.md").read_text("utf-8")
