@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minglm.look.families import FAMILIES, Family
+from minglm.look.families import FAMILIES, Family, parts
 from tests.variants import MICRO
 
 # tests/parity/test_families.py counts them again with transformers
@@ -50,3 +50,11 @@ def test_cache_by_hand():
     assert oss.cache_bytes(1000) == (1000 + 128) * 18 * 2 * 8 * 64 * 2
     longer = oss.flops_per_token(1001) - oss.flops_per_token(1000)
     assert longer == 18 * 64 * (2 * 64 + 2 * 64)  # one key more: scores and values of 64 heads in 18 layers
+
+
+@pytest.mark.parametrize("config", [MICRO, MICRO.replace(tie_word_embeddings=True), FAMILIES["GLM-4.5"].config])
+def test_parts_add_up(config):
+    counts = config.count_parameters()
+    everything, active = (sum(column) for column in zip(*parts(config).values(), strict=True))
+    assert everything == counts.total - counts.mtp
+    assert active == counts.active

@@ -9,6 +9,7 @@ entries are kept for all heads. None of them can be run here.
 from typing import Any, NamedTuple
 
 from minglm.config import PRESETS, Config
+from minglm.look.tables import table
 
 
 class Latent(NamedTuple):
@@ -125,3 +126,70 @@ FAMILIES: dict[str, Family] = {
         expert_biases=True,
     ),
 }
+
+
+# -- tables: docs/numbers.md ------------------------------------------------------------------------------------------
+
+
+def parts(config: Config) -> dict[str, tuple[int, int]]:
+    """Where a glm4_moe model's parameters are: part -> (all, those that one token multiplies). MTP layers left out."""
+    c, n, L, dense = config, config.count_parameters(), config.num_hidden_layers, config.first_k_dense_replace
+    D, H, G, d = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    biases = c.attention_bias * d * (H + 2 * G)
+    attention = L * (D * d * (2 * H + 2 * G) + biases + c.use_qk_norm * 2 * d)
+    experts = (L - dense) * 3 * D * c.moe_intermediate_size  # one in each layer
+    return {
+        "embedding": (n.embedding, 0),
+        "head": (n.head, n.head or n.embedding),
+        "attention": (attention, attention),
+        "MLPs of the dense layers": (dense * 3 * D * c.intermediate_size,) * 2,
+        "routed experts": (c.n_routed_experts * experts, c.num_experts_per_tok * experts),
+        "shared experts": (c.n_shared_experts * experts,) * 2,
+        "routers and norms": ((L - dense) * c.n_routed_experts * (D + 1) + (2 * L + 1) * D,) * 2,
+    }
+
+
+def parts_table(config: Config) -> str:
+    """The same as a table in millions, with each part's share of the active."""
+    active = config.count_parameters().active
+    rows = [(part, *map(_millions, pair), _percent(pair[1] / active)) for part, pair in parts(config).items()]
+    return table(rows, ("part", "M", "active M", "of the active"))
+
+
+def sizes_table() -> str:
+    """Every model of `FAMILIES`: parameters, depth and width."""
+    rows = []
+    for name, f in FAMILIES.items():
+        c = f.config
+        picks = f"{c.num_experts_per_tok} of {c.n_routed_experts}"
+        sizes = (c.num_hidden_layers, c.hidden_size, c.num_attention_heads, picks, c.moe_intermediate_size)
+        rows.append((name, _millions(f.total), _millions(f.active), _percent(f.active / f.total), *sizes))
+    return table(rows, ("model", "total M", "active M", "share", "L", "D", "H", "experts", "F"))
+
+
+def reported_table() -> str:
+    """Our counts beside those reported, which are rounded and follow rules of their own."""
+    rows = []
+    for name, f in FAMILIES.items():
+        pairs = [(given, mine / 1e9) for given, mine in zip(f.reported, (f.total, f.active), strict=True)]
+        rows.append(
+            (name, *(x for given, mine in pairs for x in (f"{given:g}", f"{mine:.2f}", f"{mine / given - 1:+.1%}")))
+        )
+    return table(rows, ("model", "reported B", "total B", "off by", "reported B", "active B", "off by"))
+
+
+def cost_table(context: int) -> str:
+    """What one token costs each model, alone and after `context` others; and the cache of so many."""
+    rows = []
+    for name, f in FAMILIES.items():
+        flops = (f"{f.flops_per_token(n) / 1e9:,.0f}" for n in (0, context))
+        rows.append((name, *flops, f"{f.cache_bytes(1):,}", f"{f.cache_bytes(context) / 2**30:.0f}"))
+    return table(rows, ("model", "GFLOP", f"GFLOP after {context:,}", "cache bytes", f"GiB at {context:,}"))
+
+
+def _millions(parameters: int) -> str:
+    return f"{parameters / 1e6:,.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}"
