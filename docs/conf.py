@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FRONTS = ("docs/index", "docs/derivations/README", "docs/decisions/README", "notebooks/README")  # their links: menus
+FRONTS = ("docs/derivations/README", "docs/decisions/README", "notebooks/README", "docs/api", "docs/index")
 MODULES = sorted(set(re.findall(r"\]\(\.\./(minglm/[\w/]+)\.py\)", (ROOT / "docs" / "api.md").read_text("utf-8"))))
 
 project = "minglm"
@@ -28,6 +28,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_typehints = "none"  # shapes are in the docstrings; types in the source, one click away
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = "minglm"
 html_copy_source = False
@@ -47,30 +48,30 @@ def prepare_page(app, name, source):
         return f"](/docs/api/{path.replace('/', '.')}.md)" if path in MODULES else link[0]
 
     text = re.sub(r"\]\(([\w./-]+)\.py\)", to_api, text)
-    source[0] = text + menus(text, name) if name in (*FRONTS, "docs/api") else text
+    source[0] = text + menus(text, name) if name in FRONTS else text
 
 
 def menus(text, name):
     """A hidden toctree for each section of a front page, from its links to pages; the first link to a page counts."""
-    found, seen = "", {name}
-    for number, section in enumerate(re.split(r"^## ", text, flags=re.M)):
-        pages, caption = [], [f":caption: {section.splitlines()[0]}"] if number else []
-        for target in re.findall(r"\]\(([^):#\s]+)\.(?:md|ipynb)\)", section):
-            page = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), target))
-            if page[1:] not in seen and (page[1:] in FRONTS or belongs(page[1:], name)):
-                seen.add(page[1:])
-                pages.append(page)
+    found, seen = "", {f"/{name}"}
+    sections = re.split(r"^## ", text, flags=re.M)
+    for number, section in enumerate(sections):
+        links = re.findall(r"\]\(([^):#\s]+)\.(?:md|ipynb)\)", section)
+        pages = [posixpath.normpath(posixpath.join("/", posixpath.dirname(name), link)) for link in links]
+        if name == "notebooks/README" and section is sections[-1]:  # those that no table names yet
+            pages += [f"/notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+        pages = [page for page in dict.fromkeys(pages) if page not in seen and belongs(page[1:], name)]
+        seen.update(pages)
+        caption = [f":caption: {section.splitlines()[0]}"] if number else []
         if pages:
             found += "\n".join(["\n\n```{toctree}", ":hidden:", *caption, "", *pages, "```"])
     return found
 
 
 def belongs(page, front):
-    """Whether a page stands in the menu of this front: those of its folder; docs/index also takes what is elsewhere."""
-    if front == "docs/api":
-        return page.startswith("docs/api/")
-    fronts = [f for f in FRONTS if f != "docs/index" and posixpath.dirname(f) == posixpath.dirname(page)]
-    return (fronts or ["docs/index"]) == [front]
+    """Whether a page stands in the menu of this front: in that of its own folder, or in that of docs/index."""
+    own = {posixpath.dirname(other): other for other in FRONTS} | {"docs/api": "docs/api"}
+    return (own.get(posixpath.dirname(page), "docs/index") if page not in FRONTS else "docs/index") == front
 
 
 def write_api_pages(app):
@@ -136,6 +137,7 @@ def write_front(app, error):
 def setup(app):
     app.connect("builder-inited", write_api_pages)
     app.connect("source-read", prepare_page)
+    app.connect("env-get-outdated", lambda *_: list(FRONTS))  # what they list may have changed
     app.connect("autodoc-process-docstring", to_rst)
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("build-finished", write_front)

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,3 +200,31 @@ def test_pages_are_short_and_listed():
     listing = (DOCS / "derivations" / "README.md").read_text("utf-8")
     unlisted = [p.name for p in DOCS.glob("derivations/*.md") if f"({p.name})" not in listing]
     assert unlisted == ["README.md"]
+
+
+def test_the_api_reference_lists_the_files_of_these_rooms():
+    listed = re.findall(r"\[minglm\.([\w.]+)\]\(\.\./minglm/([\w/]+)\.py\)", (DOCS / "api.md").read_text("utf-8"))
+    assert [name for name, path in listed if name != path.replace("/", ".")] == []
+    files = [path for room in ("model", "look", "generate", "text") for path in (ROOT / "minglm" / room).glob("*.py")]
+    wanted = {path.relative_to(ROOT / "minglm").with_suffix("").as_posix() for path in files if path.stem != "__init__"}
+    assert sorted(wanted - {path for _, path in listed}) == []
+
+
+def test_decisions_are_listed():
+    listing = (DOCS / "decisions" / "README.md").read_text("utf-8")
+    for page in DOCS.glob("decisions/0*.md"):
+        title = page.read_text("utf-8").splitlines()[0].removeprefix("# ")
+        assert f"[{title}]({page.name})" in listing, page.name
+
+
+def test_binder_installs_what_the_notebooks_need_and_no_torch():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (ROOT / "binder" / "requirements.txt").read_text("utf-8").splitlines()
+    wanted = project["dependencies"] + project["optional-dependencies"]["notebooks"]
+    assert [line for line in lines if not line.startswith("#")] == wanted
+    assert not any(line.startswith(("torch", "transformers")) for line in wanted)
+    post_build = ROOT / "binder" / "postBuild"
+    assert post_build.read_text("utf-8").startswith("#!")
+    assert os.name == "nt" or os.access(post_build, os.X_OK)
+    version = (ROOT / "binder" / "runtime.txt").read_text("utf-8").strip().removeprefix("python-")
+    assert f"Programming Language :: Python :: {version}" in project["classifiers"]
