@@ -31,6 +31,8 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 html_theme = "furo"
 html_title = "minglm"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
@@ -91,7 +93,7 @@ def write_api_pages(app):
 
 
 def to_rst(app, what, name, thing, options, lines):
-    """Backticks are code, an indented block is shown as it is, every other sign stands for itself."""
+    """Backticks are code, *this* is emphasis, an indented block is shown as it is, other signs stand for themselves."""
     paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
     if what == "class" and (fields := fields_of(thing)):
         paragraphs.append(fields)
@@ -101,18 +103,20 @@ def to_rst(app, what, name, thing, options, lines):
             shown.append("::\n\n" + textwrap.indent(textwrap.dedent(paragraph), "    "))
         else:
             parts = paragraph.split("`")
-            parts[::2] = [re.sub(r"([\\*|_])", r"\\\1", part) for part in parts[::2]]
+            parts[::2] = [re.sub(r"(?<![\w*])(\*\w[\w ]*\*)(?![\w*])|([\\*|_])", _escaped, part) for part in parts[::2]]
             shown.append("".join(f"``{part}``" if i % 2 else part for i, part in enumerate(parts)))
     lines[:] = "\n\n".join(shown).split("\n")
 
 
+def _escaped(sign):
+    return sign[1] or "\\" + sign[2]
+
+
 def fields_of(thing):
-    """The fields of a record with the comments beside them: a list in plain text."""
-    if not ("__annotations__" in vars(thing) and issubclass(thing, object)):
-        return ""
+    """The fields of a record with the comments beside them: a list in plain text, empty for a class without."""
     try:
         source = textwrap.dedent(inspect.getsource(thing))
-    except (OSError, TypeError):
+    except (OSError, TypeError):  # made by a library: there is no source
         return ""
     rows, lines = [], source.split("\n")
     for node in ast.parse(source).body[0].body:

@@ -94,12 +94,11 @@ def _config(*sizes: int, **switches: bool) -> Config:
 
 
 _REPORT = "table 1 of the GLM-4.5 report"
-_LATER = "config.json of zai-org/GLM-4.7-FP8; GLM-4.6's from copies"
 FAMILIES: dict[str, Family] = {
     "GLM-4.5": Family(PRESETS["GLM-4.5"], _REPORT, (355, 32)),
-    "GLM-4.6": Family(PRESETS["GLM-4.6"], _LATER, (355, 32)),
-    "GLM-4.7": Family(PRESETS["GLM-4.7"], _LATER, (355, 32)),
-    "GLM-4.5-Air": Family(PRESETS["GLM-4.5-Air"], f"{_REPORT}; config.json from copies", (106, 12)),
+    "GLM-4.6": Family(PRESETS["GLM-4.6"], "zai-org/GLM-4.6: copies of config.json", (355, 32)),
+    "GLM-4.7": Family(PRESETS["GLM-4.7"], "zai-org/GLM-4.7-FP8: config.json", (355, 32)),
+    "GLM-4.5-Air": Family(PRESETS["GLM-4.5-Air"], f"{_REPORT}; copies of config.json", (106, 12)),
     "DeepSeek-V3": Family(
         _config(129280, 7168, 61, 18432, 128, 128, 128, 256, 8, 2048, 1, 3),
         "deepseek-ai/DeepSeek-V3: the defaults of transformers' DeepseekV3Config",
@@ -108,7 +107,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Kimi K2": Family(
         _config(163840, 7168, 61, 18432, 64, 64, 128, 384, 8, 2048, 1, 1),
-        "moonshotai/Kimi-K2-Instruct: its README; vocabulary, dense width and ranks from copies of config.json",
+        "moonshotai/Kimi-K2-Instruct: its README; copies of config.json for vocabulary, dense width and ranks",
         (1043, 32),
         Latent(),
     ),
@@ -173,7 +172,7 @@ def reported_table() -> str:
     for name, f in FAMILIES.items():
         pairs = [(given, mine / 1e9) for given, mine in zip(f.reported, (f.total, f.active), strict=True)]
         rows.append(
-            (name, *(x for given, mine in pairs for x in (f"{given:g}", f"{mine:.2f}", f"{mine / given - 1:+.1%}")))
+            (name, *(x for given, mine in pairs for x in (f"{given:6g}", f"{mine:7.2f}", f"{mine / given - 1:+.1%}")))
         )
     return table(rows, ("model", "reported B", "total B", "off by", "reported B", "active B", "off by"))
 
@@ -182,14 +181,14 @@ def cost_table(context: int) -> str:
     """What one token costs each model, alone and after `context` others; and the cache of so many."""
     rows = []
     for name, f in FAMILIES.items():
-        flops = (f"{f.flops_per_token(n) / 1e9:,.0f}" for n in (0, context))
-        rows.append((name, *flops, f"{f.cache_bytes(1):,}", f"{f.cache_bytes(context) / 2**30:.0f}"))
+        flops = (f"{f.flops_per_token(n) / 1e9:5,.0f}" for n in (0, context))
+        rows.append((name, *flops, f"{f.cache_bytes(1):7,}", f"{f.cache_bytes(context) / 2**30:3.0f}"))
     return table(rows, ("model", "GFLOP", f"GFLOP after {context:,}", "cache bytes", f"GiB at {context:,}"))
 
 
 def _millions(parameters: int) -> str:
-    return f"{parameters / 1e6:,.0f}"
+    return f"{parameters / 1e6:9,.0f}"
 
 
 def _percent(share: float) -> str:
-    return f"{share:.0%}"
+    return f"{share:5.0%}"
