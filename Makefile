@@ -19,7 +19,7 @@ demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make de
 test: $(VENV)/.test  ## the fast tests: no torch, no network
 	@$(PY) -m pytest -n 2
 
-check-all: lint types parity $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks
+check-all: lint types parity docs $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks, docs
 	$(PY) -m pytest -n 2 -m "slow or not slow"
 	$(PY) notebooks/build.py --execute
 	NUMBA_DISABLE_JIT=1 $(PY) -m pytest -n 2

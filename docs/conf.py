@@ -84,7 +84,7 @@ def write_api_pages(app):
     for page in set(folder.glob("*.md")) - set(wanted):
         page.unlink()
     for page, module in wanted.items():
-        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```\n"
+        text = f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :ignore-module-all:\n```\n"
         if not page.exists() or page.read_text("utf-8") != text:
             page.write_text(text, "utf-8")
 
