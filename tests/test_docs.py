@@ -5,6 +5,7 @@ output: the same words and whole numbers, other numbers of the same size. Blocks
 (shown only). A ```console block with `(Pdb)` prompts is a debugger session on the page's `walk.py`, and is typed in.
 """
 
+import ast
 import json
 import os
 import re
@@ -202,12 +203,20 @@ def test_pages_are_short_and_listed():
     assert unlisted == ["README.md"]
 
 
-def test_the_api_reference_lists_the_files_of_these_rooms():
-    listed = re.findall(r"\[minglm\.([\w.]+)\]\(\.\./minglm/([\w/]+)\.py\)", (DOCS / "api.md").read_text("utf-8"))
-    assert [name for name, path in listed if name != path.replace("/", ".")] == []
-    files = [path for room in ("model", "look", "generate", "text") for path in (ROOT / "minglm" / room).glob("*.py")]
-    wanted = {path.relative_to(ROOT / "minglm").with_suffix("").as_posix() for path in files if path.stem != "__init__"}
-    assert sorted(wanted - {path for _, path in listed}) == []
+def api_row(path: Path) -> str:
+    """What docs/api.md has for a file: its link, and the first line of its docstring."""
+    place = path.relative_to(ROOT).as_posix()
+    first = str(ast.get_docstring(ast.parse(path.read_text("utf-8")))).split("\n")[0].rstrip(".")
+    return f"| [{place.removesuffix('.py').replace('/', '.')}](../{place}) | {first} |"
+
+
+def test_the_api_reference_has_every_file_of_these_rooms_and_what_it_says_of_itself():
+    listed = re.findall(r"^\| \[minglm\..*$", (DOCS / "api.md").read_text("utf-8"), re.M)
+    named = [ROOT / path for row in listed for path in re.findall(r"\]\(\.\./([\w/]+\.py)\)", row)]
+    files = [path for room in ("model", "look", "generate", "text") for path in (ROOT / "minglm" / room).rglob("*.py")]
+    wanted = {api_row(path) for path in [*named, *files] if path.exists() and path.stem != "__init__"}
+    assert sorted(wanted - set(listed)) == [], "rows to add to docs/api.md"
+    assert sorted(set(listed) - wanted) == [], "rows to take out"
 
 
 def test_decisions_are_listed():
