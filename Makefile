@@ -19,7 +19,7 @@ demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make de
 test: $(VENV)/.test  ## the fast tests: no torch, no network
 	@$(PY) -m pytest -n 2
 
-check-all: lint types parity $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks
+check-all: lint types parity docs $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks, docs
 	$(PY) -m pytest -n 2 -m "slow or not slow"
 	$(PY) notebooks/build.py --execute
 	NUMBA_DISABLE_JIT=1 $(PY) -m pytest -n 2
@@ -42,6 +42,9 @@ types: $(VENV)/.dev  ## mypy
 
 notebooks: $(VENV)/.notebooks  ## execute the notebooks whose sources changed, and write them
 	$(PY) notebooks/build.py
+
+docs: $(VENV)/.docs  ## the site in out/docs: pages, notebooks as they were executed, API reference; a warning is an error
+	$(PY) -m sphinx -q -W --keep-going -c docs -d out/doctrees . out/docs
 
 bench: $(VENV)/.ready  ## minglm on shape S beside what this machine can do; minutes. make bench SHAPE=M or all
 	$(PY) -m minglm bench --shape $(or $(SHAPE),S) --json out/bench.json --plot out/bench.png
@@ -77,9 +80,10 @@ $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.parity: EXTRAS = [dev,parity]
 $(VENV)/.bench: EXTRAS = [bench]
 $(VENV)/.notebooks: EXTRAS = [notebooks]
-$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks: pyproject.toml
+$(VENV)/.docs: EXTRAS = [docs]
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks $(VENV)/.docs: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks docs bench bench-all doctor train-tiny train-nano train-pair ablations clean

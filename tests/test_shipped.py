@@ -199,7 +199,10 @@ def test_a_wheel_brings_its_weights(tmp_path):
     wheel = next(tmp_path.glob("*.whl"))
     site = tmp_path / "site"
     subprocess.run([*build[:3], "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True)
-    script = "import minglm, sys; m = minglm.load('glm-nano'); print(minglm.__file__, m.generate('17+25=', 3).text)"
+    script = (
+        "import minglm; from minglm.look.glossary import find; m = minglm.load('glm-nano'); "
+        "print(minglm.__file__, find('router').chinese, m.generate('17+25=', 3).text)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
