@@ -30,10 +30,12 @@ def plot_training(lines: Sequence[dict[str, Any]], name: str = "", mtp_layers: i
     """Four panels over the steps, from the lines of `metrics.jsonl`: losses and held-out bits per byte; MaxVio of each
     router, of which the last `mtp_layers` are called so; their selection biases; learning rate. Stages are separated by
     a vertical line and named. Raises ValueError if no step is among the lines."""
+    from minglm.look.plots import Picture
+
     steps = [line for line in lines if "main" in line]
     if not steps:
         raise ValueError("nothing to plot: no step among the metrics")
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    figure = Picture(figsize=(9, 9), layout="constrained")
     panels = figure.subplots(4, 1, sharex=True, height_ratios=[3, 2, 2, 1])
     x = np.array([line["step"] for line in steps])
     _losses(panels[0], x, steps, [line for line in lines if "code_bits_per_byte" in line])
