@@ -103,8 +103,8 @@ for each in ("glm-tiny", "GLM-4.5"):
 #
 # $$ dx_j = \sum_i dy_i \frac{\partial y_i}{\partial x_j} $$
 #
-# The whole art is to find a short formula for this sum, without ever writing down the matrix of all $\partial y_i /
-# \partial x_j$. And there are three rules that return in every notebook from here to 10c:
+# The whole art is to find a short formula for this sum, without ever writing down the matrix of all
+# $\partial y_i / \partial x_j$. And there are three rules that return in every notebook from here to 10c:
 #
 # - **Used twice, added up.** If $x$ feeds two branches, its gradient is the sum of what the branches send back.
 # - **Broadcast forward, summed backward.** A bias is added to every row, so its gradient is the sum over rows.
@@ -128,8 +128,8 @@ def error(found, slopes):
 #
 # Forward: $y_{no} = \sum_i x_{ni} W_{oi} + b_o$. Rows $n$, inputs $i$, outputs $o$. As a product, $y = x W^T + b$.
 #
-# **dx.** Entry $x_{ni}$ touches the outputs of its own row, each with slope $W_{oi}$. So $dx_{ni} = \sum_o dy_{no}
-# W_{oi}$.
+# **dx.** Entry $x_{ni}$ touches the outputs of its own row, each with slope $W_{oi}$. So
+# $dx_{ni} = \sum_o dy_{no} W_{oi}$.
 #
 # **dW.** Entry $W_{oi}$ touches output $o$ of *every* row, with slope $x_{ni}$. So $dW_{oi} = \sum_n dy_{no} x_{ni}$.
 #
@@ -154,7 +154,7 @@ for what, array, by_hand in (("x", x, dx), ("W", W, dW), ("b", b, db)):
     assert error(by_hand, slopes) < 1e-8
 
 # %% [markdown]
-# The same lines stand in the package as `linear_bwd`. It is three lines long and nearly all of a model's arithmetic.
+# The same lines stand in the package as `linear_bwd`. A few lines, which do nearly all of a model's arithmetic.
 
 # %%
 theirs = minglm.model.linear_bwd(dy, x, W, b)
@@ -164,15 +164,14 @@ assert all(np.allclose(mine, other, rtol=1e-12) for mine, other in zip((dx, dW, 
 # ### Mistakes, and which inputs show them
 #
 # A check is worth something only if it fails when the formula is wrong. So we break the formula on purpose, in the ways
-# in which it is usually broken, once on a **square** weight and once with **one row**.
+# in which it is usually broken, and try it on a **square** weight, once with five rows and once with **one row**.
 #
 # Predict: which of the wrong lines will pass somewhere?
 
 
 # %%
-def errors_of(variants, N, square):
-    W, x = rng.standard_normal((4, 4) if square else (6, 4)), rng.standard_normal((N, 4))
-    dy = rng.standard_normal((N, len(W)))
+def errors_of(variants, N):
+    W, x, dy = rng.standard_normal((4, 4)), rng.standard_normal((N, 4)), rng.standard_normal((N, 4))
     slopes = {"dx": differences(lambda: np.vdot(dy, x @ W.T), x), "dW": differences(lambda: np.vdot(dy, x @ W.T), W)}
     return [f"{error(f(dy, x, W), slopes[of]):.0e}" for of, f in variants.values()]
 
@@ -186,10 +185,10 @@ wrong = {
     "dW transposed": ("dW", lambda dy, x, W: x.T @ dy),
     "dW as a mean": ("dW", lambda dy, x, W: dy.T @ x / len(x)),
 }
-square, one_row = errors_of(wrong, N=5, square=True), errors_of(wrong, N=1, square=True)
-for label, several, one in zip(wrong, square, one_row, strict=True):
+five_rows, one_row = errors_of(wrong, N=5), errors_of(wrong, N=1)
+for label, several, one in zip(wrong, five_rows, one_row, strict=True):
     print(f"{label:17} error with 5 rows {several}, with one row {one}")
-assert all(float(e) > 0.1 for e in square)
+assert all(float(e) > 0.1 for e in five_rows)
 assert float(one_row[2]) < 1e-8
 
 # %% [markdown]
@@ -273,8 +272,9 @@ assert np.allclose(dz, cross_entropy_bwd(1.0, cross_entropy(z, targets)[1]), ato
 
 # %% [markdown]
 # In each row one entry is negative: the target. Going against the gradient raises its logit and lowers all others, each
-# in proportion to the probability it had. The row sums are zero: raising all logits of a row together changes no
-# probability, so there is nothing to gain.
+# in proportion to the probability it had. The fourth row is nearly zero: its target had nearly all of the probability
+# already. The row sums are zero: raising all logits of a row together changes no probability, so there is nothing to
+# gain.
 #
 # Three wrong versions. The first forgets the one-hot, the second divides by all six rows, the third divides by none.
 
@@ -338,15 +338,15 @@ figure
 #
 # ## RMSNorm
 #
-# Forward, for a row $x$ of $D$ entries: $r = \sqrt{\frac1D \sum_k x_k^2 + \epsilon}$, then $n_i = x_i / r$ and $y_i =
-# n_i w_i$.
+# Forward, for a row $x$ of $D$ entries: $r = \sqrt{\frac1D \sum_k x_k^2 + \epsilon}$, then $n_i = x_i / r$ and
+# $y_i = n_i w_i$.
 #
 # The weight first: $w_i$ multiplies $n_i$ in every row, so $dw_i = \sum_{\text{rows}} dy_i n_i$.
 #
 # Then the row. Let $g_i = dy_i w_i$, the slope at $n_i$. The trap is that $x_j$ acts twice: directly on its own $n_j$,
-# and through $r$ on *all* of them. How does $r$ move? From $r^2 = \frac1D \sum x_k^2 + \epsilon$ follows $2 r\,
-# \partial r / \partial x_j = 2 x_j / D$, so $\partial r / \partial x_j = n_j / D$. The quotient rule on $x_i / r$ gives
-# $\partial n_i / \partial x_j = \frac1r ([i = j] - n_i n_j / D)$, and the chain rule
+# and through $r$ on *all* of them. How does $r$ move? From $r^2 = \frac1D \sum x_k^2 + \epsilon$ follows
+# $2 r\, \partial r / \partial x_j = 2 x_j / D$, so $\partial r / \partial x_j = n_j / D$. The quotient rule on
+# $x_i / r$ gives $\partial n_i / \partial x_j = \frac1r ([i = j] - n_i n_j / D)$, and the chain rule
 #
 # $$ dx_j = \frac1r \Big( g_j - n_j \cdot \frac1D \sum_i g_i n_i \Big) $$
 #
@@ -377,7 +377,7 @@ assert np.allclose(dx, minglm.model.rms_norm_bwd(dy, x, w, eps)[0], rtol=1e-10)
 
 # %% [markdown]
 # It passes, and it is the package's `rms_norm_bwd`. The inputs were chosen with care: rows of four sizes, rows with a
-# mean, weights away from 1. Here is why. Each wrong formula below is the one that somebody wrote once.
+# mean, weights away from 1. Here is why. Each wrong formula below is an easy slip.
 
 
 # %%
@@ -417,8 +417,10 @@ assert min(careful.values()) > 0.01 > max(list(blind.values())[2:])
 
 # %%
 size = np.linalg.norm(x, axis=-1) * np.linalg.norm(dx, axis=-1)
-print("cosine of x and dx, row by row:", (x * dx).sum(axis=-1) / size)
+cosine = (x * dx).sum(axis=-1) / size
+print("cosine of x and dx, row by row:", cosine)
 print("with r held constant:          ", (x * g / r).sum(axis=-1) / size)
+assert np.abs(cosine).argmax() == 0
 
 # %% [markdown]
 # The smaller the row, the more $\epsilon$ counts, and the larger the remainder: it is largest in the first row.
@@ -456,6 +458,9 @@ curves = {label: [measured(dtype, h, down) for h in steps] for label, (dtype, do
 at_ours = {label: y[np.abs(steps - 1e-5).argmin()] for label, y in curves.items()}
 print({label: f"{e:.0e}" for label, e in at_ours.items()}, "at h = 1e-5")
 assert at_ours["float64, both sides"] < 1e-6 < min(curves["float32, both sides"])
+
+# %% [markdown]
+# Both axes are logarithmic; lower is better.
 
 # %%
 figure = Picture(figsize=(7, 3.6), layout="constrained")
@@ -507,11 +512,13 @@ print("head", dhead.shape, " norm", dnorm.shape, " residual stream", dlast.shape
 # Equal to the last digits. `dlast` is the gradient at the residual stream after the last layer: one row for each token,
 # which says how this token's state should have been different. From here it goes down through the layers.
 #
-# What we have: a gradient is a slope; a backward turns the slopes at an output into those at the inputs, by a short
-# formula for each operation; and a formula is believed when central differences in float64, on a random projection and
-# on inputs that hide nothing, agree with it. The next notebook sends a gradient through
-# [attention](10b-backward-attention.ipynb), the one place where tokens pass it to each other. Every step with all its
-# algebra stands in [the derivations](../docs/derivations/README.md).
+# ## What was learnt
+#
+# A gradient is a slope; a backward turns the slopes at an output into those at the inputs, by a short formula for each
+# operation; and a formula is believed when central differences in float64, on a random projection and on inputs that
+# hide nothing, agree with it. The next notebook sends a gradient through [attention](10b-backward-attention.ipynb), the
+# one place where tokens pass it to each other. Every step with all its algebra stands in [the
+# derivations](../docs/derivations/README.md).
 #
 # ## Questions
 #

@@ -11,7 +11,7 @@
 # ## The question
 #
 # At the output of attention, each token is told how its row should have been different. Which part of that concerns the
-# queries, which the keys and values of *earlier* tokens, and which the six weight tensors? We use layer 2 of
+# queries, which the keys and values of *earlier* tokens, and which the nine weight tensors? We use layer 2 of
 # `glm-tiny`: H = 6 query heads on G = 2 key/value heads, so that R = 3 query heads share one, each of d = 32 entries.
 
 # %%
@@ -83,9 +83,9 @@ print(O.shape, P.shape)
 #
 # Four short steps, each of a kind we have met. They begin at the end.
 #
-# **$O = PV$** is a matrix product with two inputs. As with a linear layer, collect along the axis that was summed: $dP
-# = dO\,V^T$, and $dV = P^T dO$. The transpose matters: value $s$ was used by the *later* queries $t$, so its gradient
-# collects over $t$.
+# **$O = PV$** is a matrix product with two inputs. As with a linear layer, collect along the axis that was summed:
+# $dP = dO\,V^T$, and $dV = P^T dO$. The transpose matters: value $s$ was used by the *later* queries $t$, so its
+# gradient collects over $t$.
 #
 # **$P = \mathrm{softmax}(S)$**, row by row, from 10a: $dS = P \circ (dP - \mathrm{rowsum}(dP \circ P))$.
 #
@@ -161,8 +161,8 @@ print(f"row sums of dS: {np.abs(dS.sum(axis=-1)).max():.0e}; dK summed over keys
 #
 # ## A group: three query heads, one key head
 #
-# In GLM-4.5 twelve query heads read the same keys and values; here it is three. Query head $h$ reads key/value head $h
-# // R$. By the rule *used twice, added up*, the gradients of a shared key are **summed** over the R query heads.
+# In GLM-4.5 twelve query heads read the same keys and values; here it is three. Query head $h$ reads key/value head
+# $h // R$. By the rule *used twice, added up*, the gradients of a shared key are **summed** over the R query heads.
 
 # %%
 H, G = config.num_attention_heads, config.num_key_value_heads
@@ -206,8 +206,8 @@ for mine, theirs in zip((dq, dk, dv), minglm.model.attend_bwd(dheads[None], save
 # %% [markdown]
 # ### The usual mistakes
 #
-# Each of these lines has been in somebody's code. All have the right shape and none raises an error. The function takes
-# one of them at a time; the loop prints how far it is off.
+# Each of these is an easy slip. All have the right shape and none raises an error. The function takes one of them at a
+# time; the loop prints how far it is off.
 
 
 # %%
@@ -338,8 +338,8 @@ for dy, projection in ((dq, params.q_proj), (dk, params.k_proj), (dv, params.v_p
 dx = parts[0][0] + parts[1][0] + parts[2][0]
 
 # %% [markdown]
-# Against `attention_bwd`, array by array, and then against central differences of the whole layer: the input, a weight,
-# a bias and the norm's weight.
+# Against `attention_bwd`, array by array. Then against central differences: the input, two weights, a bias and the
+# norms' weights.
 
 # %%
 theirs_dx, theirs = minglm.model.attention_bwd(dout, saved, params, config)
@@ -348,6 +348,10 @@ np.testing.assert_allclose(do_weight, theirs.o_proj.weight, atol=1e-12)
 for (_, dweight, dbias), projection in zip(parts, theirs, strict=False):  # q, k, v
     np.testing.assert_allclose(dweight, projection.weight, atol=1e-12)
     np.testing.assert_allclose(dbias, projection.bias, atol=1e-12)
+
+
+# %% [markdown]
+# Equal. The differences, of the whole layer:
 
 
 # %%
@@ -392,6 +396,9 @@ assert own[0] == 1
 assert own[1:].max() < 0.5
 print("share that stays with the token itself:", own)
 
+# %% [markdown]
+# The matrix as a picture, darker for more.
+
 # %%
 figure = Picture(figsize=(6.5, 5), layout="constrained")
 ax = figure.subplots()
@@ -407,11 +414,13 @@ figure
 # gradient all stays, of the others' less than half. (The gradient at the output is a random one here; in training it
 # comes from the layers above.)
 #
-# Two things were learnt. Attention's backward is two matrix products, a softmax, two matrix products, and sums where
-# something was shared: over the queries for a key, over the group for a key head, over tokens and heads for a norm's
-# weight. And every step is undone by a short function that central differences can check alone, before anyone trusts
-# the whole. The derivation on paper is [here](../docs/derivations/attention-layer.md). Next comes the other half of a
-# layer, where a choice stands in the way: [the experts](10c-backward-experts.ipynb).
+# ## What was learnt
+#
+# Attention's backward is two matrix products, a softmax, two matrix products, and sums where something was shared: over
+# the queries for a key, over the group for a key head, over tokens and heads for a norm's weight. And every step is
+# undone by a short function that central differences can check alone, before anyone trusts the whole. The derivation on
+# paper is [here](../docs/derivations/attention-layer.md). Next comes the other half of a layer, where a choice stands
+# in the way: [the experts](10c-backward-experts.ipynb).
 #
 # ## Questions
 #

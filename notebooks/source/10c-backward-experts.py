@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10c · Backward through the experts: a choice has no slope
 #
-# *Reading 40 minutes · running 30 seconds · needs [10b](10b-backward-attention.ipynb) and [09](09-mtp.ipynb)*
+# *Reading 40 minutes · running 25 seconds · needs [10b](10b-backward-attention.ipynb) and [09](09-mtp.ipynb)*
 #
 # GLM-4.5 sends a token to 8 of 160 experts. "Which 8" is not a number that can be moved a little, so it has no slope.
 # How does the router learn then? This notebook undoes a mixture-of-experts layer by hand, follows the second loss to
@@ -32,7 +32,8 @@ x = trace["layers.2.post_attention_layernorm"][0].copy()  # [N, D]
 params, config = model.params.layers[2].mlp, model.config
 gate, (N, D), K = params.gate, x.shape, config.num_experts_per_tok
 routing, saved = router(x, gate, config)
-print("tokens", N, " first and second choice:", *routing.indices.T, sep="\n")
+print("first choices ", routing.indices[:, 0])
+print("second choices", routing.indices[:, 1])
 
 # %% [markdown]
 # ## A walk along a line
@@ -132,8 +133,8 @@ assert abs(found[3] / found[2] - 10) < 0.1
 # Look at the shape of it: once more a value minus its weighted average, as with the softmax. The weights always sum to
 # $c$, so one can only rise if another falls.
 #
-# **Pick**: $ds$ is zero except at the K places picked. **Sigmoid**: $\sigma' = \sigma(1 - \sigma)$, so $dz = ds \circ s
-# \circ (1 - s)$. **Linear**: as ever.
+# **Pick**: $ds$ is zero except at the K places picked. **Sigmoid**: $\sigma' = \sigma(1 - \sigma)$, so
+# $dz = ds \circ s \circ (1 - s)$. **Linear**: as ever.
 
 # %%
 dw = rng.standard_normal((N, K))
@@ -341,7 +342,7 @@ assert not theirs[2].down_proj[never].any()
 
 # %% [markdown]
 # An expert that nobody picked gets a gradient of exact zeros: it learns nothing from this text. That is the other half
-# of the balancing problem. An expert that is never picked never becomes better, so it is never picked.
+# of the balancing problem. An expert that is never picked does not become better, and left to itself it stays unpicked.
 #
 # ### Losing gradients without noticing
 #
@@ -363,7 +364,7 @@ print("of K = 2 parts for each token, the plain += kept the last one")
 #
 # The token was read by three parts: by the router, by its K experts, by the shared expert. The shared expert has no
 # weight and gets `dy` as it is. The router gets the `dw` that the experts' answers produced: this is the only path by
-# which it learns.
+# which it learns, but for a small balance loss.
 
 # %%
 shared = [getattr(params.shared_experts, part).weight for part in ("gate_proj", "up_proj", "down_proj")]
@@ -443,8 +444,8 @@ for label, start in groups.items():
 # after the next.
 #
 # Two tensors are used *directly* by both. In `glm-tiny`, as in GLM-4.6, the MTP layer borrows the main embedding and
-# the main **head**. At the head we can do the sum by hand: each loss contributes $d\mathrm{logits}^T \cdot
-# \mathrm{hidden}$, with its own logits and its own hidden states.
+# the main **head**. At the head we can do the sum by hand: each loss contributes
+# $d\mathrm{logits}^T \cdot \mathrm{hidden}$, with its own logits and its own hidden states.
 
 # %%
 from minglm.model import cross_entropy, cross_entropy_bwd, shift_targets
@@ -474,7 +475,7 @@ for i, text in ((0, "first"), (5, "sixth"), (12, "last")):
     sizes = [np.linalg.norm(of["model.embed_tokens.weight"][row]) for of in (main, mtp)]
     print(f"{text:5} token {trace.tokens[i]!r:6}: main {sizes[0]:.4f}   MTP {sizes[1]:.4f}")
 absent = np.setdiff1d(np.arange(config.vocab_size), ids)
-assert not main["model.embed_tokens.weight"][ids[0, 12]].any()
+assert not both["model.embed_tokens.weight"][ids[0, 12]].any()
 assert not both["model.embed_tokens.weight"][absent].any()
 
 # %% [markdown]
@@ -514,7 +515,7 @@ def difference(array, at, h=1e-5):
 
 
 # %% [markdown]
-# Two runs of the model for each kind, some sixty in all. A single wrong factor anywhere in the backward would show
+# Two runs of the model for each kind, some sixty in all. A wrong factor almost anywhere in the backward would show
 # here.
 
 # %%
@@ -578,8 +579,9 @@ ax.set_title(f"Gradient sizes, glm-tiny, one row of T = {page.shape[1]} tokens",
 figure
 
 # %% [markdown]
-# Matrices lie to the left, norm weights and biases to the right: an entry that acts on every token and every row
-# collects more than one among many. The routed experts lie furthest left of all.
+# Most norm weights (triangles) lie to the right of most matrices: one entry of a norm's weight acts on a whole column
+# of what follows. Of the biases, those of the values are large and those of queries and keys are not. The routed
+# experts lie furthest left of all.
 #
 # Why? Each of them sees only K/E of the tokens, an eighth here, and the loss is a mean over all tokens. How much less
 # do they get than the shared expert, which sees every token? And in GLM-4.5, where the share is 8/160?
@@ -591,9 +593,8 @@ ratio = [
 ]
 glm = minglm.PRESETS["GLM-4.5"]
 print(f"shared over routed, median of the layers: {np.array(ratio)}")
-print(
-    f"share of the tokens: glm-tiny 1/{config.n_routed_experts // K}, GLM-4.5 1/{glm.n_routed_experts // glm.num_experts_per_tok}"
-)
+share = glm.n_routed_experts // glm.num_experts_per_tok
+print(f"an expert's share of the tokens: glm-tiny 1/{config.n_routed_experts // K}, GLM-4.5 1/{share}")
 assert min(ratio) > 1.5
 
 # %% [markdown]
