@@ -345,8 +345,8 @@ figure
 #
 # Then the row. Let $g_i = dy_i w_i$, the slope at $n_i$. The trap is that $x_j$ acts twice: directly on its own $n_j$,
 # and through $r$ on *all* of them. How does $r$ move? From $r^2 = \frac1D \sum x_k^2 + \epsilon$ follows
-# $2 r\, \partial r / \partial x_j = 2 x_j / D$, so $\partial r / \partial x_j = n_j / D$. The quotient rule on
-# $x_i / r$ gives $\partial n_i / \partial x_j = \frac1r ([i = j] - n_i n_j / D)$, and the chain rule
+# $2 r \partial r / \partial x_j = 2 x_j / D$, so $\partial r / \partial x_j = n_j / D$. The quotient rule on $x_i / r$
+# gives $\partial n_i / \partial x_j = \frac1r ([i = j] - n_i n_j / D)$, and the chain rule
 #
 # $$ dx_j = \frac1r \Big( g_j - n_j \cdot \frac1D \sum_i g_i n_i \Big) $$
 #
@@ -477,10 +477,11 @@ figure
 
 # %% [markdown]
 # Each curve is a V. Its right arm is curvature: it rises with $h^2$ for both sides, with $h$ for one. Its left arm is
-# rounding. In float64 with both sides the lowest point is near $10^{-5}$, far below $10^{-6}$, the bound of this
-# project's tests. In float32 the left arm reaches much further: at $10^{-5}$ the error is near a hundredth, so that a
-# backward with a wrong factor of 1.001 would pass, and below $10^{-7}$ the step is lost altogether (an error of 1: the
-# difference is 0). Hence float64 for every check, and functions that compute in the type they are given.
+# rounding. In float64 with both sides the bottom lies between $10^{-7}$ and $10^{-5}$, far below an error of $10^{-6}$,
+# the bound of this project's tests. In float32 the left arm reaches much further: at $10^{-5}$ the error is near a
+# hundredth, so that a backward with a wrong factor of 1.001 would pass, and below $10^{-7}$ the step is lost altogether
+# (an error of 1: the difference is 0). Hence float64 for every check, and functions that compute in the type they are
+# given.
 
 # %% [markdown]
 # ## The top of the model, backwards

@@ -60,7 +60,7 @@ def error(L, x, dx, count=20, h=1e-5):
 #
 # Queries $Q$, keys $K$ and values $V$ of one head, each [T, d], already normed and rotated. With $c = 1/\sqrt d$:
 #
-# $$ S = c\,Q K^T \text{ where visible, else } -\infty, \qquad P = \mathrm{softmax}(S), \qquad O = P V $$
+# $$ S = c Q K^T \text{ where visible, else } -\infty, \qquad P = \mathrm{softmax}(S), \qquad O = P V $$
 
 # %%
 T, d = len(q), config.head_dim
@@ -84,14 +84,14 @@ print(O.shape, P.shape)
 # Four short steps, each of a kind we have met. They begin at the end.
 #
 # **$O = PV$** is a matrix product with two inputs. As with a linear layer, collect along the axis that was summed:
-# $dP = dO\,V^T$, and $dV = P^T dO$. The transpose matters: value $s$ was used by the *later* queries $t$, so its
+# $dP = dO V^T$, and $dV = P^T dO$. The transpose matters: value $s$ was used by the *later* queries $t$, so its
 # gradient collects over $t$.
 #
 # **$P = \mathrm{softmax}(S)$**, row by row, from 10a: $dS = P \circ (dP - \mathrm{rowsum}(dP \circ P))$.
 #
 # **The mask.** A hidden score is the constant −∞. A constant gets no gradient, and indeed $P$ is 0 there, so $dS$ is 0.
 #
-# **$S = c\,QK^T$** is a product again: $dQ = c\,dS\,K$ and $dK = c\,dS^T Q$.
+# **$S = c QK^T$** is a product again: $dQ = c dS K$ and $dK = c dS^T Q$.
 
 # %%
 dO = rng.standard_normal(O.shape)
@@ -139,7 +139,8 @@ for ax, (label, matrix, colours, low, high) in zip(figure.subplots(1, 2), scales
     ax.set(xlabel="key", ylabel="query")
     ax.set_title(f"{label}\nlayer 2, head 1, T = {T} tokens", fontsize=10, loc="left")
 for t, s in np.argwhere(np.abs(dS) > most / 8):
-    figure.axes[1].text(s, t, "+" if dS[t, s] > 0 else "−", ha="center", va="center", fontsize=11)
+    sign, colour = "+" if dS[t, s] > 0 else "−", "white" if abs(dS[t, s]) > most / 2 else "black"
+    figure.axes[1].text(s, t, sign, color=colour, ha="center", va="center", fontsize=11)
 figure
 
 # %% [markdown]

@@ -38,7 +38,7 @@ print("second choices", routing.indices[:, 1])
 # %% [markdown]
 # ## A walk along a line
 #
-# Take the router's matrix and push it along one random direction: $W + t\,U$. Watch a single number: the layer's output
+# Take the router's matrix and push it along one random direction: $W + t U$. Watch a single number: the layer's output
 # for one token, ` range`, projected on a random `dy`.
 #
 # Predict: what does the curve look like, as $t$ goes from −2.6 to −0.6?
@@ -50,8 +50,7 @@ U /= np.linalg.norm(U)
 token = trace.tokens.index("␣range")
 
 # %% [markdown]
-# One function: put the router at $W + t\,U$, send the token through the layer, look at the result and at who was
-# picked.
+# One function: put the router at $W + t U$, send the token through the layer, look at the result and at who was picked.
 
 
 # %%
@@ -123,7 +122,7 @@ assert abs(found[3] / found[2] - 10) < 0.1
 #
 # With the indices $I$ fixed, what is left of the router is smooth:
 #
-# $$ z = x W^T, \qquad s = \sigma(z), \qquad p_k = s_{I_k}, \qquad w_k = c\, p_k / \textstyle\sum_j p_j $$
+# $$ z = x W^T, \qquad s = \sigma(z), \qquad p_k = s_{I_k}, \qquad w_k = c  p_k / \textstyle\sum_j p_j $$
 #
 # Undo it from the right. **Normalise**: $w_k$ depends on all $K$ picked scores. With $\Sigma = \sum_j p_j$ the quotient
 # rule gives
@@ -258,11 +257,11 @@ for label, dpicked in wrong.items():
 # ## One expert
 #
 # An expert is SwiGLU between linear maps: $a = x W_g^T$, $u = x W_u^T$, $h = \mathrm{silu}(a) \circ u$, $y = h W_d^T$,
-# with $\mathrm{silu}(a) = a\,\sigma(a)$. The product rule gives its slope: $\sigma + a\,\sigma(1 - \sigma)$. Then
+# with $\mathrm{silu}(a) = a \sigma(a)$. The product rule gives its slope: $\sigma + a \sigma(1 - \sigma)$. Then
 #
 # $$ da = dh \circ u \circ \sigma \circ (1 + a \circ (1 - \sigma)), \qquad du = dh \circ \mathrm{silu}(a) $$
 #
-# and $x$, used twice, gets $dx = da\,W_g + du\,W_u$.
+# and $x$, used twice, gets $dx = da W_g + du W_u$.
 
 # %%
 Wg, Wu, Wd = (matrix[9].copy() for matrix in params.experts)  # expert 9: [F, D], [F, D], [D, F]
@@ -306,11 +305,11 @@ for label, slope in dgate.items():
 # %% [markdown]
 # ## Dispatch and combine
 #
-# Look at one pick: token $t$, expert $e$, weight $w$, answer $o = E_e(x_t)$. It adds $w\,o$ to the output of the token.
+# Look at one pick: token $t$, expert $e$, weight $w$, answer $o = E_e(x_t)$. It adds $w o$ to the output of the token.
 # So three things follow, and they are all there is:
 #
 # - the weight multiplied a vector: $dw = dy_t \cdot o$, one number, how well the answer went with what was wanted;
-# - the answer was multiplied by a number: $do = w\,dy_t$;
+# - the answer was multiplied by a number: $do = w dy_t$;
 # - the token was read by K experts: its gradients from them add up.
 #
 # Written as plainly as possible, one pick after the other, over all 26 of them:
