@@ -215,8 +215,11 @@ def _new(given: argparse.Namespace) -> None:
 
 def _check_new_folder(given: argparse.Namespace) -> None:
     to = Path(given.to)
-    if (to.is_file() or (to / "config.json").exists()) and not given.force:
-        raise ValueError(f"{given.to} holds a model already; --force writes over it")
+    ours = ("config.json", "*.safetensors", "*.index.json", "tokenizer*.json", "chat_template.jinja")
+    there = [path.name for pattern in ours for path in sorted(to.glob(pattern))]
+    if (to.is_file() or there) and not given.force:
+        held = f" ({', '.join(there[:3])}{' …' if there[3:] else ''})" if there else ""
+        raise ValueError(f"{given.to} holds a model already{held}; --force writes over it")
 
 
 def _bench(given: argparse.Namespace) -> None:

@@ -434,6 +434,31 @@ def test_an_index_never_leads_outside_the_folder(sharded) -> None:
             load_checkpoint(sharded)
 
 
+def test_the_index_is_believed(sharded) -> None:
+    """A tensor is read from the shard that the index names, whatever other shards hold under its name."""
+    index = json.loads((sharded / INDEX).read_text())["weight_map"]
+    name = "model.embed_tokens.weight"
+    first, last = index[name], sorted(set(index.values()) - {index[name]})[-1]
+    wanted = load_file(sharded / first)[name]
+    save_file({**load_file(sharded / last), name: wanted * 0}, sharded / last)
+    assert np.array_equal(load_checkpoint(sharded)[1].embed_tokens.weight, wanted.astype(np.float32))
+    index["lm_head.weight"] = next(file for file in index.values() if file != index["lm_head.weight"])
+    (sharded / INDEX).write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(ValueError, match=r"names lm_head.weight in model-.*, which is not there"):
+        load_checkpoint(sharded)
+
+
+def test_files_that_are_nobody_s_shards_stay(sharded) -> None:
+    kept = [sharded / "model-best-of-3.safetensors", sharded / "model-00001-of-00002.safetensors"]
+    for path in kept:
+        path.write_text("precious")
+    old = sorted(sharded.glob(f"model-*-of-*-{'[0-9a-f]' * 8}.safetensors"))
+    save_checkpoint(sharded, MICRO, random_params(), "bfloat16")
+    assert old
+    assert not any(path.exists() for path in old)
+    assert all(path.read_text() == "precious" for path in kept)
+
+
 def test_no_folder_and_an_empty_one(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"nowhere: no such folder; a checkpoint is a folder with config.json"):
         load_checkpoint(tmp_path / "nowhere")

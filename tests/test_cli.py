@@ -302,3 +302,12 @@ def test_ctrl_c_stops_an_answer_and_unknown_commands_are_explained(folder, capsy
     assert out.count("/clear forgets") == 2
     assert len(calls) == 2
     assert "Hi" not in calls[1]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_nothing_of_another_model_is_written_over_unasked(tmp_path, capsys, name):
+    (tmp_path / name).write_text("precious")
+    for command in (["convert", "glm-nano"], ["new", "micro"]):
+        assert main([*command, str(tmp_path)]) == 2
+        assert f"holds a model already ({name}); --force writes over it" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "precious"

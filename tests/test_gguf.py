@@ -165,3 +165,19 @@ def test_what_has_no_place_is_refused(tiny, tmp_path):
     with pytest.raises(ValueError, match="does not cut text as GLM"):
         save_gguf(tmp_path / "no.gguf", tiny.config, tiny.params, tokenizer=other)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_a_block_cannot_hold_are_refused(tmp_path):
+    model = minglm.new("micro", seed=0)
+    for dtype, number in (("q8_0", 1e10), ("bfloat16", 3.4e38), ("q8_0", np.nan), ("bfloat16", np.inf)):
+        model.params.embed_tokens.weight[0, 0] = number
+        with pytest.raises(ValueError, match=r"model.embed_tokens.weight holds NaN, infinity, or numbers too large"):
+            model.save(tmp_path / "m.gguf", dtype)
+    model.save(tmp_path / "m.gguf", "float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "m.gguf").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        minglm.new("micro", seed=0).save(tmp_path / "m.gguf")

@@ -12,7 +12,7 @@ import pytest
 import minglm
 from minglm.cli import main
 from minglm.formats.checkpoint import map_checkpoint
-from minglm.formats.mapped import ExpertStack
+from minglm.formats.mapped import ExpertStack, Residency
 from minglm.formats.smallfloats import SmallFloats
 from minglm.look import reading
 from minglm.look.folder import describe_folder
@@ -145,6 +145,29 @@ def test_a_budget_holds_and_changes_no_token(tmp_path):
         assert residency.resident <= 5 * expert
     assert seen == wanted.ids
     assert residency.read > 16 * expert  # given back and read again
+
+
+@pytest.mark.parametrize("options", [{"draft": 1}, {"draft": 6}, {"draft": 2, "engine": "numpy"}])
+def test_a_budget_holds_with_drafts(tmp_path, monkeypatch, options):
+    """Several tokens at once would bring experts of several: a bounded model checks drafts a token at a time, and
+    never gives back the expert that is being read."""
+    write_release(tmp_path, RELEASES["GLM-4.6"], **SMALL)
+    free = minglm.load(tmp_path, mode="mmap")
+    rest = sum(array.nbytes for name, array in walk(free.params) if ".mlp.experts." not in name)
+    expert = 3 * 32 * 64 * 2
+    model = minglm.load(tmp_path, mode="mmap", memory=rest + 2 * expert)  # what one layer reads, nothing besides
+    residency, together, use = stacks(model)[0].home.residency, [], Residency.use
+
+    def watched(self, stack, experts):
+        together.append(len(experts))
+        use(self, stack, experts)
+        assert list(self._spans)[-1][1] == list(experts)[-1]
+
+    monkeypatch.setattr(Residency, "use", watched)
+    found = model.generate(list(range(30)), 20, end_ids=(), **options)
+    assert found.ids == free.generate(list(range(30)), 20, end_ids=()).ids
+    assert residency.resident <= expert
+    assert max(together) <= 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/smaps; runs on Linux")

@@ -142,6 +142,45 @@ def test_the_better_of_two_scales_is_taken():
             assert (np.square(codes * scales - weight.reshape(8, 2, 32)).sum(axis=-1) >= error - 1e-6).all()
 
 
+def test_very_small_and_very_large_numbers():
+    row = np.array([[1.0, -0.5, 0.25, 0.0] * 8], np.float32)
+    for size in (1e-30, 1e-36):
+        for kind in ("fp8", "fp8-block"):
+            assert (
+                difference(SmallFloats.of(kind, row * np.float32(size)).astype(np.float32), row * np.float32(size))
+                < 0.07
+            )
+    largest = np.full((1, 32), np.finfo(np.float32).max)
+    for kind in KINDS:
+        back = SmallFloats.of(kind, largest).astype(np.float32)
+        assert np.isfinite(back).all()
+        assert difference(back, largest) < 0.26
+
+
+def test_mxfp4_knows_a_scale_that_is_no_number(tmp_path):
+    weight = SmallFloats.of("mxfp4", np.eye(2, 32, dtype=np.float32))
+    weight.scales[1] = 255
+    assert np.isfinite(weight.astype(np.float32)[0]).all()
+    assert np.isnan(weight.astype(np.float32)[1]).all()
+
+
+def test_other_sizes_of_blocks_and_groups_are_refused(tmp_path):
+    config = MICRO.replace(hidden_size=160, moe_intermediate_size=32)
+    for kind, field, other in (("fp8-block", "weight_block_size", "[96, 96]"), ("mxfp4", "group_size", "16")):
+        save_checkpoint(tmp_path / kind, config, random_params(config), kind)
+        path = tmp_path / kind / "config.json"
+        content = json.loads(path.read_text())
+        place = content["quantization_config"]
+        (place if field in place else place["config_groups"]["group_0"]["weights"])[field] = json.loads(other)
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"config.json: quantization_config has {field} .*can be read here"):
+            minglm.load(tmp_path / kind)
+    content["quantization_config"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="quantization_config is 3, wanted an object"):
+        minglm.load(tmp_path / kind)
+
+
 def test_sizes_that_make_no_groups_are_refused():
     with pytest.raises(ValueError, match=r"multiple of 32 numbers, this weight is \[4, 48\]; take fp8"):
         SmallFloats.of("mxfp4", numbers(0, 4, 48))

@@ -445,3 +445,14 @@ def test_plain_and_speculative_loops_share_their_first_token():
     plain = next(steps(NumpyEngine(model, 8), [1, 2], 5, *rest, 7))
     first = next(speculative_steps(NumpyEngine(model, 8), Prophet([], 0, 61), [1, 2], 5, *rest, 2, 7))
     assert first.id == plain.id
+
+
+@pytest.mark.parametrize("engine", ["fast", "numpy"])
+def test_models_with_other_numbers_of_unused_rows_draft_for_each_other(engine):
+    """One tokenizer, but a vocab_size rounded up to another multiple."""
+    model = minglm.load("glm-nano")
+    longer = minglm.new(model.config.replace(vocab_size=model.config.vocab_size + 52), seed=1)
+    longer.tokenizer = model.tokenizer
+    for one, other in ((model, longer), (longer, model)):
+        made = one.generate("def f", 12, temperature=1, seed=3, end_ids=(), draft=3, draft_model=other, engine=engine)
+        assert len(made.ids) == 12

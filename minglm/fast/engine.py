@@ -181,6 +181,7 @@ class FastEngine:
         self._piece = 1 if self._decoder.bounded else PIECE
         self._cache = KVCache(config, capacity=capacity)
         self.hidden = np.zeros((0, config.hidden_size), np.float32)
+        self._picks = np.zeros((0, config.num_hidden_layers, config.num_experts_per_tok), np.int64)
 
     def feed(self, ids: Sequence[int]) -> Array:  # -> [V], used again by the next call
         """Continue the sequence; logits after the last token."""
@@ -196,14 +197,20 @@ class FastEngine:
         for start in range(0, len(ids), self._piece):
             logits = self._step(ids[start : start + self._piece], last_only=True)
             states.append(self._decoder.hidden)
-        self.hidden = states[0] if len(states) == 1 else np.concatenate(states)
+        self.hidden = _joined(states)
         return logits[-1]
 
     def feed_each(self, ids: Sequence[int]) -> Array:  # -> [T, V], used again by the next call
         """The same for a few tokens; logits after each."""
-        logits = self._step(ids, last_only=False)
-        self.hidden = self._decoder.hidden
-        return logits
+        size = 1 if self._decoder.bounded else len(ids)  # of one step: each token may bring experts of its own
+        logits, states, picks = [], [], []
+        for start in range(0, len(ids), size):
+            rows = self._step(ids[start : start + size], last_only=False)
+            logits.append(rows if size == len(ids) else rows.copy())
+            states.append(self._decoder.hidden)
+            picks.append(self._decoder.picks)
+        self.hidden, self._picks = _joined(states), _joined(picks)
+        return _joined(logits)
 
     def _step(self, ids: Sequence[int], last_only: bool) -> Array:
         piece = np.array([ids], np.int64)
@@ -213,7 +220,12 @@ class FastEngine:
         self._cache.truncate(length)
 
     def picks(self) -> Array:  # -> int [T, layer, K]
-        return self._decoder.picks
+        """Of the tokens of the last `feed_each`."""
+        return self._picks
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Steps:
@@ -390,6 +402,7 @@ class FastMtpLayer:
     def __init__(self, params: Params, config: Config, capacity: int, number: int = 0, threads: int | None = None):
         self._params, self._config, self._number, self._threads = params, config, number, threads
         self._decoder = MtpDecoder(params, config, number, PIECE, threads)
+        self._piece = 1 if self._decoder.bounded else PIECE
         self._cache = KVCache(config, capacity=capacity, layers=1)
 
     @property
@@ -407,8 +420,8 @@ class FastMtpLayer:
                     rows = hidden[None, part], ids[None, part]
                     outputs.append(mtp_states(*rows, self._params, self._config, self._cache, self._number, ops=ops)[0])
             hidden, ids = hidden[-1:], ids[-1:]
-        for start in range(0, len(ids), PIECE):
-            part = slice(start, start + PIECE)
+        for start in range(0, len(ids), self._piece):
+            part = slice(start, start + self._piece)
             logits, normed = self._decoder.step(hidden[part], ids[part], self._cache)
             outputs.append(normed)
         return logits, np.concatenate(outputs)

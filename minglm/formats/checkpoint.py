@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from minglm.config import Config
 from minglm.formats.mapped import ExpertStack, Home, Residency
 from minglm.formats.memory import check_memory, sizes_by_mode
-from minglm.formats.smallfloats import SmallFloats, disk_tensors, is_small, quantization_config
+from minglm.formats.smallfloats import SmallFloats, check_quantization, disk_tensors, is_small, quantization_config
 from minglm.formats.sources import Files, Source, find_sources, some
 from minglm.formats.storage import Storage, as_storage, cast
 from minglm.formats.tensors import TensorFile, same_bits, write_tensors
@@ -137,6 +137,10 @@ def expected_of(folder: Path, found: Files) -> tuple[Config, Params]:
     """The config, but for MTP layers that the files lack, and the shapes of what it asks for."""
     config, own_ends = _mtp_layout(_config_of(folder), found.keys(), folder)
     _check_count(config, len(found), folder)
+    try:
+        check_quantization(config.extra.get("quantization_config"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
     return config, shapes(config, own_ends)
 
 
@@ -186,27 +190,40 @@ def _mtp_layout(config: Config, names: Any, folder: Path) -> tuple[Config, bool]
 
 @contextmanager
 def open_files(folder: Path) -> Iterator[dict[str, TensorFile]]:
-    """Tensor name -> the open file that holds it."""
+    """Tensor name -> the open file that holds it: of several, the one that the index names."""
     found: dict[str, TensorFile] = {}
     with ExitStack() as files:
-        for path in _weight_files(folder):
+        if (folder / _SINGLE).exists():
+            file = files.enter_context(closing(TensorFile(folder / _SINGLE)))
+            yield dict.fromkeys(file.entries, file)
+            return
+        index = _index_of(folder)
+        for path in _shards(folder, index):
             file = files.enter_context(closing(TensorFile(path)))
-            found.update(dict.fromkeys(file.entries, file))
+            found.update((name, file) for name in file.entries if index.get(name, path.name) == path.name)
+        absent = [f"{name} in {file}" for name, file in index.items() if name not in found]
+        if absent:
+            raise ValueError(f"{folder}: {_INDEX} names {some(absent)}, which is not there; copy the files again")
         yield found
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _SINGLE).exists():
-        return [folder / _SINGLE]
+def _index_of(folder: Path) -> dict[str, str]:
+    """Tensor name -> name of the file in the same folder."""
     index = folder / _INDEX
     if not index.exists():
         raise ValueError(f"{folder}: neither {_SINGLE} nor {_INDEX} is there; is this the folder of a model?")
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        paths = [folder / Path(name).name for name in names]
+        return {name: Path(file).name for name, file in json.loads(index.read_text("utf-8"))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise ValueError(f"{index}: wanted a JSON object with a 'weight_map' of tensor to file names") from error
-    missing = [path.name for path in paths if not path.exists()]
+
+
+def _shards(folder: Path, index: dict[str, str]) -> list[Path]:
+    paths = [folder / name for name in sorted(set(index.values()))]
+    try:
+        missing = [path.name for path in paths if not path.exists()]
+    except OSError as error:  # a name longer than a name may be
+        raise ValueError(f"{folder}: {_INDEX} names files that cannot be: {error}") from error
     if missing:
         raise ValueError(f"{folder}: {some(missing)} named in {_INDEX} but not there; copy the rest of the files")
     return paths
@@ -234,6 +251,7 @@ def save_checkpoint(
     """
     folder, storage = Path(folder), as_storage(dtype)
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _earlier_shards(folder)
     shards = _split(dict(_disk_tensors(params, storage)), max_shard_bytes)
     text = _restated(config, storage).to_json()
     mark = uuid.uuid4().hex[:8]
@@ -255,7 +273,19 @@ def save_checkpoint(
         (folder / _SINGLE).unlink(missing_ok=True)  # it is read first: from here the shards count
     if waiting:
         os.replace(waiting, folder / "config.json")
-    _remove_others(folder, final, mark)
+    others = [folder / (_INDEX if final == _SINGLE else _SINGLE), *(path for path in earlier if mark not in path.name)]
+    left = [*folder.glob(f"model-{_MARK}.tmp"), *folder.glob(f"config-{_MARK}.tmp")]  # by saves that were killed
+    for path in [*others, *left]:
+        path.unlink(missing_ok=True)
+
+
+def _earlier_shards(folder: Path) -> list[Path]:
+    """The weights that count until the new ones do, and those of saves that were killed; nothing else is ours."""
+    own = list(folder.glob(f"model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9]-{_MARK}.safetensors"))
+    try:
+        return own + [folder / name for name in _index_of(folder).values() if name.endswith(".safetensors")]
+    except ValueError:
+        return own
 
 
 def check_saved(folder: str | Path, params: Params, dtype: Any) -> None:
@@ -312,11 +342,3 @@ def _write_shards(folder: Path, shards: list[dict[str, Array]], mark: str) -> No
     total = sum(array.nbytes for shard in shards for array in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / f"model-{mark}.tmp").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
-
-
-def _remove_others(folder: Path, final: str, mark: str) -> None:
-    """Weights of earlier saves, now that the new ones count, and what killed saves left behind."""
-    others = [path for path in folder.glob("model-*-of-*.safetensors") if mark not in path.name]
-    left = [*folder.glob(f"model-{_MARK}.tmp"), *folder.glob(f"config-{_MARK}.tmp")]
-    for path in [*others, *left, folder / (_INDEX if final == _SINGLE else _SINGLE)]:
-        path.unlink(missing_ok=True)

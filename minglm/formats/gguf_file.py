@@ -55,6 +55,8 @@ def save_gguf(
         raise ValueError(f"dtype {dtype!r} cannot go into a GGUF file here; take one of {', '.join(GGUF_DTYPES)}")
     if config.rope_scaling:
         raise ValueError(f"{file}: rope_scaling {dict(config.rope_scaling)} has no place in GGUF files written here")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; a GGUF file cannot take its place")
     unfinished = file.with_name(f"{file.name}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         writer = gguf.GGUFWriter(unfinished, "glm4moe")
@@ -73,9 +75,10 @@ def save_gguf(
         writer.close()
         _verify(gguf, unfinished, _tensors(gguf, config, params, dtype))
         os.replace(unfinished, file)
-    except BaseException:
+    except OSError as error:  # NumPy's own, at a full disk, says neither
+        raise OSError(error.errno, f"{file} could not be written: {error.strerror or error}") from error
+    finally:
         unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _package() -> Any:
@@ -98,7 +101,7 @@ def _tensors(gguf: Any, config: Config, params: Params, dtype: str) -> Iterator[
         if theirs is None:
             raise ValueError(f"{name} has no name in this version of gguf; pip install --upgrade gguf")
         kind = _kind(gguf, theirs, array.shape, dtype)
-        yield _Tensor(theirs, kind, _encoded(gguf, array, kind))
+        yield _Tensor(theirs, kind, _encoded(gguf, name, array, kind))
 
 
 def _kind(gguf: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
@@ -111,12 +114,24 @@ def _kind(gguf: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
     return kinds.Q8_0 if shape[-1] % 32 == 0 else kinds.F16
 
 
-def _encoded(gguf: Any, array: Any, kind: Any) -> Array:
+def _encoded(gguf: Any, name: str, array: Any, kind: Any) -> Array:
     kinds = gguf.GGMLQuantizationType
-    if kind == kinds.BF16:
-        return np.ascontiguousarray(array.astype(ml_dtypes.bfloat16)).view(np.uint8)
     wide = np.ascontiguousarray(array.astype(np.float32))
-    return wide if kind == kinds.F32 else gguf.quants.quantize(wide, kind)
+    if kind == kinds.F32:
+        return wide
+    # a block of q8_0 has a float16 scale, its largest number / 127; one that is NaN or infinite spoils all 32
+    largest = {
+        kinds.Q8_0: 127 * 65504.0,
+        kinds.F16: 65504.0,
+        kinds.BF16: float(ml_dtypes.finfo(ml_dtypes.bfloat16).max),
+    }
+    if not (np.abs(wide) <= largest[kind]).all():
+        raise ValueError(
+            f"{name} holds NaN, infinity, or numbers too large for {kind.name.lower()}; take dtype='float32'"
+        )
+    if kind == kinds.BF16:
+        return wide.astype(ml_dtypes.bfloat16).view(np.uint8)
+    return gguf.quants.quantize(wide, kind)
 
 
 def _verify(gguf: Any, file: Path, wanted: Iterator[_Tensor]) -> None:

@@ -49,7 +49,7 @@ class Residency:
             self._spans[key] = spans
             size = sum(span.stop - span.start for span in spans)
             self.resident, self.read = self.resident + size, self.read + size
-        while self.budget is not None and self.resident > self.budget:
+        while self.budget is not None and self.resident > self.budget and len(self._spans) > 1:  # the last is in use
             _, spans = self._spans.popitem(last=False)
             for span in spans:
                 span.release()

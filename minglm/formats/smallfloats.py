@@ -28,6 +28,7 @@ FP8, FP4 = np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float4_e2m1fn)
 LARGEST_FP8, LARGEST_FP4 = 448.0, 6.0
 BLOCK = 128  # rows and columns of fp8-block
 GROUP = 32  # numbers that share a scale in mxfp4
+NAN_SCALE = 255  # of e8m0, which has neither sign nor infinity
 KINDS = ("fp8", "fp8-block", "mxfp4")
 
 _LINEAR = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj|(experts\.[\d*]+|shared_experts)\.(gate|up|down)_proj)"
@@ -101,7 +102,10 @@ class SmallFloats:
             return (self.codes.view(FP8).astype(np.float32) * spread(self.scales, self.shape)).astype(dtype)
         codes = np.stack([self.codes & 15, self.codes >> 4], axis=-1).view(FP4)  # the low half comes first
         groups = codes.reshape(*self.scales.shape, GROUP).astype(np.float32)
-        return np.ldexp(groups, self.scales[..., None].astype(np.int32) - 127).reshape(self.shape).astype(dtype)
+        with np.errstate(over="ignore"):
+            powers = np.ldexp(np.float32(1), self.scales[..., None].astype(np.int32) - 127)
+        powers[self.scales == NAN_SCALE] = np.nan
+        return (groups * powers).reshape(self.shape).astype(dtype)
 
     def __repr__(self) -> str:
         return f"SmallFloats({self.kind}, {list(self.shape)})"
@@ -139,7 +143,7 @@ def spread(scales: Array, shape: tuple[int, ...]) -> Array:  # [.., R, C] -> [..
 def _to_fp8(weight: Array, kind: str) -> tuple[Array, Array]:
     weight = np.asarray(weight, np.float32)
     largest = np.abs(weight).max(axis=-1, keepdims=True) if kind == "fp8" else _largest_of_blocks(weight)
-    scales = np.maximum(largest / np.float32(LARGEST_FP8), np.float32(1e-12))
+    scales = np.maximum(largest / np.float32(LARGEST_FP8), np.finfo(np.float32).tiny)  # a row of zeros needs one, too
     codes = np.clip(weight / spread(scales, weight.shape), -LARGEST_FP8, LARGEST_FP8)  # beyond it, rounding gives NaN
     return codes.astype(FP8).view(np.uint8), scales
 
@@ -161,7 +165,7 @@ def _to_mxfp4(weight: Array) -> tuple[Array, Array]:
     scaled = np.ldexp(groups, -power)
     halved, cut = (scaled / 2).astype(FP4), scaled.clip(-LARGEST_FP4, LARGEST_FP4).astype(FP4)
     errors = [np.square(c.astype(np.float32) * f - scaled).sum(-1, keepdims=True) for c, f in ((cut, 1), (halved, 2))]
-    larger = errors[1] < errors[0]
+    larger = (errors[1] < errors[0]) & (power < 125)  # beyond, the largest float32 would become infinity
     codes = np.where(larger, halved.view(np.uint8), cut.view(np.uint8)).reshape(*weight.shape[:-1], -1, 2)
     return codes[..., 0] | codes[..., 1] << 4, (power + larger + 127)[..., 0].astype(np.uint8)
 
@@ -203,6 +207,25 @@ def quantization_config(kind: str, config: Config) -> dict[str, Any]:
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}},
         "ignore": _not_small(kind, config),
     }
+
+
+def check_quantization(found: Any) -> None:
+    """Tensors' names and dtypes say how they are stored, but not how long blocks and groups are. Raises ValueError for
+    a `quantization_config` of config.json with others than ours."""
+    if found is None:
+        return
+    if not isinstance(found, dict):
+        raise ValueError(f"quantization_config is {found!r}, wanted an object")
+    groups = found.get("config_groups") or {}
+    weights = [g.get("weights") for g in groups.values() if isinstance(g, dict)] if isinstance(groups, dict) else []
+    for part in [found, *(w for w in weights if isinstance(w, dict))]:
+        for field, known in (
+            ("weight_block_size", [BLOCK] * 2),
+            ("block_structure", [BLOCK] * 2),
+            ("group_size", GROUP),
+        ):
+            if part.get(field) not in (None, known):
+                raise ValueError(f"quantization_config has {field} {part[field]!r}; {known} can be read here")
 
 
 def _not_small(kind: str, config: Config) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minglm.formats.mapped import Span
-from minglm.formats.smallfloats import GROUP, SmallFloats, shapes_of
+from minglm.formats.smallfloats import GROUP, NAN_SCALE, SmallFloats, shapes_of
 from minglm.formats.storage import Storage
 from minglm.formats.tensors import DTYPES, FLOATS, TensorFile
 from minglm.model.ops import Array
@@ -50,7 +50,7 @@ class Source(NamedTuple):
             same = isinstance(found, SmallFloats) and found.kind == out.kind
             small = found if same else SmallFloats.of(out.kind, found.astype(np.float32))
             out.codes[...], out.scales[...] = small.codes, small.scales
-            return bool(np.isfinite(out.scales).all()) and not (out.kind != "mxfp4" and _has_nan(out.codes))
+            return not (out.scales == NAN_SCALE).any() if out.kind == "mxfp4" else _is_finite_fp8(out)
         out[...] = found.astype(out.dtype) if isinstance(found, SmallFloats) else found
         return bool(np.isfinite(out).all())
 
@@ -61,9 +61,9 @@ def _small(kind: str, codes: Array, scales: Array) -> SmallFloats:
     return SmallFloats(kind, codes.view(np.uint8), scales.astype(np.float32, copy=False))
 
 
-def _has_nan(codes: Array) -> bool:
-    """Of e4m3fn, which has no infinity: all bits but the sign are set."""
-    return bool(((codes & 0x7F) == 0x7F).any())
+def _is_finite_fp8(weight: SmallFloats) -> bool:
+    """e4m3fn has no infinity, and NaN is all bits but the sign."""
+    return bool(np.isfinite(weight.scales).all() and not ((weight.codes & 0x7F) == 0x7F).any())
 
 
 # -- finding -----------------------------------------------------------------------------------------------------
@@ -118,7 +118,8 @@ def _problems(source: Source, shape: tuple[int, ...]) -> Iterator[str]:
         wanted = [(codes, ("U8",) if small else ("F8_E4M3",)), (scales, ("U8",) if small else SCALES)]
     for name, (right, kinds) in zip(source.names, wanted, strict=True):
         if name not in source.files:
-            yield f"missing: {name} {list(right)}"
+            other = f" (or weight_scale_inv {list(shapes_of('fp8-block', shape)[1])})" if "weight_scale" in name else ""
+            yield f"missing: {name} {list(right)}{other if source.kind == 'fp8' else ''}"
             continue
         entry = source.files[name].entries[name]
         if entry.shape != right:

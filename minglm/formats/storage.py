@@ -71,7 +71,10 @@ def cast(name: str, array: Any, storage: Storage) -> Any:
     if storage.small and is_small(name, storage.small):
         if isinstance(array, SmallFloats) and array.kind == storage.small:
             return array
-        return SmallFloats.of(storage.small, array.astype(np.float32, copy=False))
+        try:
+            return SmallFloats.of(storage.small, array.astype(np.float32, copy=False))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     kind = stored_dtype(name, storage.rest)
     with np.errstate(over="ignore"):
         stored = array.astype(kind, copy=False)

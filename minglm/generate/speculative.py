@@ -115,8 +115,13 @@ def accept(guesses: Sequence[Guess], logits: Array, how: Sampling, rng: np.rando
         same = [draft == own for draft, own in zip(drafts, best, strict=False)]
         return best[: (same.index(False) if False in same else len(same)) + 1]
     p = [probabilities(row, how) for row in logits]
-    q = [guess.probs for guess in guesses if guess.probs is not None]
+    q = [_as_long(guess.probs, len(p[0])) for guess in guesses if guess.probs is not None]
     return verify(drafts, q, p, rng.random(len(drafts)), rng.random())
+
+
+def _as_long(probs: Array, length: int) -> Array:
+    """Of two models with one tokenizer one may have more rows that stand for no token; none of these was drawn."""
+    return np.concatenate([probs[:length], np.zeros(max(0, length - len(probs)), probs.dtype)])
 
 
 def verify(drafts: Sequence[int], q: Sequence[Array], p: Sequence[Array], u: Array, v: float) -> list[int]:
