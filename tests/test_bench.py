@@ -405,3 +405,20 @@ def test_the_roofline_names_its_subjects_axes_and_works(fake):
     assert texts.count("A") == 2
     with pytest.raises(ValueError, match="no work was measured"):
         plot_roofline([], 30.0, 200.0)
+
+
+def test_what_a_round_costs_on_random_weights(monkeypatch, capsys):
+    from minglm.bench import drafts
+
+    monkeypatch.setattr(drafts, "TURNS", 1)
+    monkeypatch.setitem(
+        drafts.SHAPES, "S", drafts.SHAPES["S"]._replace(config=MICRO.replace(max_position_embeddings=128))
+    )
+    rows = list(drafts.costs("S", "float32", most=2, threads=1))
+    assert [row.drafts for row in rows] == [1, 2]
+    for row in rows:
+        assert row.draft_ms + row.check_ms <= 1.5 * row.round_ms
+        assert row.pays_from == pytest.approx(row.round_ms / row.plain_ms)
+        assert row.experts >= 2
+    assert drafts.main(["--shape", "S", "--threads", "1"]) == 0
+    assert "pays from tokens / round" in capsys.readouterr().out

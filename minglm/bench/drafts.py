@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minglm.api import Model, load
+from minglm.bench.shapes import SHAPES, quick_params
 from minglm.data.heldout import heldout_documents
 from minglm.data.tasks import TASKS, Item
 from minglm.evaluate.domains import some_heldout
@@ -169,6 +170,42 @@ def recycling(model: Model, drafts: int = 3, count: int = PROMPTS) -> Iterator[t
             yield text, said, _accepted(rounds)
 
 
+# -- on a larger shape -------------------------------------------------------------------------------------------
+
+
+class CostRow(NamedTuple):
+    """What a round costs. Random weights guess nothing right, so there is no gain to measure, but a price."""
+
+    drafts: int
+    plain_ms: float  # a step without drafts
+    draft_ms: float
+    check_ms: float
+    round_ms: float  # all of it
+    experts: float  # that a check reads
+    pays_from: float  # tokens per round: a round over a plain step
+
+
+def costs(shape: str, dtype: str = "bfloat16", most: int = 3, threads: int | None = None) -> Iterator[CostRow]:
+    """Plain steps and rounds in turns, on random weights of a shape of `shapes.py` with an MTP layer."""
+    config = SHAPES[shape].config.replace(num_nextn_predict_layers=1)
+    model = Model(config, quick_params(config, dtype), name=shape)
+    prompt, new = list(range(3, 11)), 48
+    for drafts in range(1, most + 1):
+        model.generate(prompt, 4, end_ids=(), threads=threads, draft=drafts)  # compiles
+        turns = [
+            [model.generate(prompt, new, end_ids=(), threads=threads, draft=n).stats for n in (0, drafts)]
+            for _ in range(TURNS)
+        ]
+        plain, drafted = (min(made, key=lambda s: s.decode_seconds) for made in zip(*turns, strict=True))
+        rounds = [r for r in drafted.rounds if r.drafted == drafts]
+        plain_ms = 1e3 * plain.decode_seconds / (new - 1)
+        round_ms = 1e3 * drafted.decode_seconds / len(drafted.rounds)
+        draft_ms = 1e3 * statistics.fmean(r.draft_seconds for r in rounds)
+        check_ms = 1e3 * statistics.fmean(r.verify_seconds for r in rounds)
+        experts = statistics.fmean(r.experts for r in rounds)
+        yield CostRow(drafts, plain_ms, draft_ms, check_ms, round_ms, experts, round_ms / plain_ms)
+
+
 # -- the command -------------------------------------------------------------------------------------------------
 
 
@@ -179,8 +216,12 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"of each domain (default {PROMPTS})")
+    parser.add_argument("--shape", choices=[*SHAPES], help="instead: what rounds cost on random weights of a shape")
     parser.add_argument("--save", type=Path, help="the tables as Markdown")
     asked = parser.parse_args(given)
+    if asked.shape:
+        print(table([_rounded(row) for row in costs(asked.shape, threads=asked.threads)], COSTS))
+        return 0
     try:
         model = load(asked.model, asked.dtype)
         helper = load(asked.helper, asked.dtype) if asked.helper else None
@@ -197,10 +238,11 @@ def main(given: list[str] | None = None) -> int:
     return 0
 
 
+COSTS = ("drafts", "plain ms", "draft ms", "check ms", "round ms", "experts / round", "pays from tokens / round")
 AGAIN = ("text", "handed to the next draft", "accepted by depth, %")
 
 
-def _rounded(row: DraftRow) -> tuple[Any, ...]:
+def _rounded(row: DraftRow | CostRow) -> tuple[Any, ...]:
     return tuple(f"{value:.2f}" if isinstance(value, float) else value for value in row)
 
 
