@@ -161,10 +161,9 @@ same = (group[:, None] == group) & ~np.eye(6, dtype=bool)
 for layer in range(6):
     p = full[f"layers.{layer}.self_attn.probs"][0]  # [H, T, S]
     apart = np.abs(p[:, None] - p[None]).sum(axis=-1).mean(axis=-1) / 2  # [H, H]
-    print(
-        f"layer {layer}: same key/value head {apart[same].mean():.2f}, another {apart[group[:, None] != group].mean():.2f}"
-    )
-    assert apart[same].mean() < apart[group[:, None] != group].mean()
+    alike, unlike = apart[same].mean(), apart[group[:, None] != group].mean()
+    print(f"layer {layer}: same key/value head {alike:.2f}, another {unlike:.2f}")
+    assert alike < unlike
 
 # %% [markdown]
 # **Which heads share** is a convention of the file, and a classic mistake: head h reads key/value head h // R,
