@@ -75,8 +75,9 @@ labels = ["emb", *(f"{i} {part}" for i in range(6) for part in ("att", "mlp"))]
 plots.plot_array(unit @ unit.T, "part part", "cosines of what was added to the last token", rows=labels, columns=labels)
 
 # %% [markdown]
-# Along the diagonal a part meets itself: 1. Most of the rest is pale: near right angles. Red cells far from the
-# diagonal are parts that say the same again; blue ones take back what was said before.
+# Along the diagonal a part meets itself: 1. Most of the rest is grey, near 0: nearly at right angles. The red cells at
+# the upper left are the embedding and the first two MLPs, which say the same thing louder. None is clearly negative:
+# here no part takes back what another has said.
 #
 # **And the sum of all parts is the last state**, to rounding. There is no other way from beginning to end.
 
