@@ -187,6 +187,7 @@ def by_distance(layer, head, most=48):  # -> [most], the turned part; a number, 
     return head_scores(asks, mean_k[None], np.arange(most), np.zeros(1, int))[:, 0] - still, still
 
 
+# %%
 picture = plots.Picture(figsize=(8, 3.4), layout="constrained")
 axes = picture.add_subplot(xlabel="distance: position of the query − position of the key", ylabel="score")
 for layer, colour, marker in [(3, "#0072b2", "o"), (4, "#d55e00", "s")]:
@@ -274,6 +275,11 @@ def interleaved(x, cos, sin):  # the rotation with neighbours as pairs
     return np.concatenate([y[..., :r][..., to_neighbours], y[..., r:]], axis=-1)
 
 
+# %% [markdown]
+# A tap puts it into the model: it keeps queries and keys as they were before the rotation, and replaces the turned
+# ones.
+
+# %%
 kept = {}
 
 
@@ -284,7 +290,6 @@ def wrong_pairs(name, array):
         return interleaved(kept[name[:-5]], *rotation(count, config, array.dtype))
 
 
-# %%
 wrong = loss(ids, tap=wrong_pairs)
 print(f"right pairs {right:.2f}, neighbours {wrong:.2f}, no positions at all {nowhere:.2f}")
 assert wrong > nowhere - 0.1

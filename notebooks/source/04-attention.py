@@ -155,17 +155,19 @@ plots.plot_attention(tap["probs"], trace.tokens, kv_heads=config.num_key_value_h
 # overlap.
 
 # %%
-full = model.trace("def area(width, height):\n    return width * height\n", keep="layers.*.self_attn.probs")
+full = model.trace(trace.ids, keep="layers.*.self_attn.probs")
 group = np.arange(6) // R
-same = (group[:, None] == group) & ~np.eye(6, dtype=bool)
+other = group[:, None] != group
+same = ~other & ~np.eye(6, dtype=bool)
 for layer in range(6):
     p = full[f"layers.{layer}.self_attn.probs"][0]  # [H, T, S]
     apart = np.abs(p[:, None] - p[None]).sum(axis=-1).mean(axis=-1) / 2  # [H, H]
-    alike, unlike = apart[same].mean(), apart[group[:, None] != group].mean()
-    print(f"layer {layer}: same key/value head {alike:.2f}, another {unlike:.2f}")
-    assert alike < unlike
+    print(f"layer {layer}: same key/value head {apart[same].mean():.2f}, another {apart[other].mean():.2f}")
+    assert layer not in (3, 4) or apart[same].mean() < apart[other].mean() - 0.1
 
 # %% [markdown]
+# In layers 3 and 4 clearly so, in the others hardly.
+#
 # **Which heads share** is a convention of the file, and a classic mistake: head h reads key/value head h // R,
 # neighbours together, not h mod G. To see it in the model, a tap empties the values of key/value head 1. Which heads
 # go silent?
@@ -185,7 +187,7 @@ assert quiet == [3, 4, 5]
 
 # %% [markdown]
 # With the wrong rule four of the six heads would get the right keys by accident (0, 2, 3 and 5), and the model would
-# still write something. In GLM-4.5, with 96 heads on 8, it would be one in eight.
+# still write something. In GLM-4.5, with 96 heads on 8, it would be 12 of 96.
 #
 # **Step 7, project back.** The six mixed rows stand side by side, H·d = 192 numbers, and `o_proj` makes D numbers of
 # them that are added to the residual stream. A matrix times a row made of parts is the sum of the parts, each times
@@ -311,8 +313,8 @@ picture
 
 # %% [markdown]
 # Each line falls while arithmetic is the limit and is level where reading is. GQA (solid) is level from 12 operations
-# per byte on, MLA (dashed) only from 181. Left of the crossing GQA is faster, right of it MLA. MHA (dotted) is as
-# fast as GQA on machines that can do nothing but read, and twelve times slower on all others.
+# per byte on, MLA (dashed) only from 181. Left of the crossing GQA is faster, right of it MLA. MHA (dotted) keeps up
+# with GQA only where an operation takes as long as reading a byte; from 12 on it is twelve times slower.
 
 # %%
 crossing = work["MLA"] / (2 * kept["GQA"])

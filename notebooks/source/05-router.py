@@ -3,8 +3,9 @@
 #
 # *Reading 30 minutes · running 10 seconds · needs [02](02-residual-stream.ipynb)*
 #
-# GLM-4.5 has 160 experts in a layer and lets 8 of them see a token. The part that chooses is one matrix and a few lines
-# of arithmetic. This notebook takes one token through them by hand, then compares with the model's own function.
+# GLM-4.5 has 160 experts in a layer and lets 8 of them see a token. The part that chooses is one matrix and a few
+# lines of arithmetic. This notebook takes one token through them by hand, then compares with the model's own
+# function.
 
 # %% [markdown]
 # ## The question
@@ -12,7 +13,7 @@
 # A token arrives as a row of D numbers. Out must come two short lists: the **K** experts that will see it, and **K**
 # weights, by which their answers are multiplied before they are added up.
 #
-# We use layer 2 of `glm-tiny`, which has E = 16 experts and picks K = 2, and a line of Python as text.
+# We use layer 1 of `glm-tiny`, its first with experts: E = 16 of them, K = 2 picked. The text is two lines of Python.
 
 # %%
 import numpy as np
@@ -22,16 +23,16 @@ from minglm.look import plots
 
 np.set_printoptions(precision=3, suppress=True, linewidth=110)
 model = minglm.load("glm-tiny")
-trace = model.trace("for i in range(10):\n    print(i)", keep="layers.2.*")
+trace = model.trace("for i in range(10):\n    print(i)", keep="layers.1.*")
 print(trace.tokens)
 
 # %% [markdown]
-# The trace holds every array that layer 2 computed. The router reads what leaves the norm before the experts,
+# The trace holds every array that layer 1 computed. The router reads what leaves the norm before the experts,
 # `post_attention_layernorm`. Its own matrix `gate` has one row for each expert.
 
 # %%
-rows = trace["layers.2.post_attention_layernorm"][0]  # [T, D]
-gate = model.params.layers[2].mlp.gate
+rows = trace["layers.1.post_attention_layernorm"][0]  # [T, D]
+gate = model.params.layers[1].mlp.gate
 token = 8  # four spaces at the start of the second line
 x = rows[token]
 print(x.shape, gate.weight.shape, repr(trace.tokens[token]))
@@ -42,8 +43,8 @@ print(x.shape, gate.weight.shape, repr(trace.tokens[token]))
 # A row of the matrix, times the token, is one number per expert: its *logit*. A sigmoid turns it into a score between
 # 0 and 1.
 #
-# Older models take a softmax here, in which experts compete: one goes up, the others must go down. With a sigmoid each
-# expert answers for itself. All may score high, or none.
+# Older models take a softmax here, in which experts compete: one goes up, the others must go down. With a sigmoid
+# each expert answers for itself. All may score high, or none.
 
 # %%
 logits = gate.weight @ x  # [E, D] · [D] -> [E]
@@ -51,14 +52,16 @@ scores = 1 / (1 + np.exp(-logits))
 print(scores, f"\nsum {scores.sum():.3f}")
 
 # %% [markdown]
-# The scores do not sum to 1, and nothing asks them to. Most are small: at a given moment most experts have nothing to
-# say.
+# The scores do not sum to 1, and nothing asks them to. One expert fits well, number 12, and one a little, number 14.
+# The others have nothing to say about this token.
 #
 # ## Step 2: a bias decides who is picked
 #
-# If the two best scores were simply taken, some experts would soon be picked by nearly every token and others by none.
-# So each expert has a **selection bias**, added to its score for the choice, and only for the choice. During training
-# it went up a little whenever the expert had been idle, and down when it had been busy.
+# If the two best scores were simply taken, some experts would soon be picked by nearly every token and others by
+# none. So each expert has a **selection bias**, added to its score for the choice, and only for the choice. During
+# training it went up a little whenever the expert had been idle, and down when it had been busy (arXiv 2408.15664).
+#
+# Will expert 14 be picked?
 
 # %%
 bias = gate.e_score_correction_bias  # [E]
@@ -66,20 +69,43 @@ biased = scores + bias
 order = np.argsort(-biased, kind="stable")  # best first; of equals the lower number
 picked = order[: model.config.num_experts_per_tok]
 print("bias", bias, "\npicked", picked, "  without the bias", np.argsort(-scores, kind="stable")[:2])
+assert 14 not in picked
 
 # %% [markdown]
-# The picture shows the same token. The bars are scores, with the bias on top.
+# No. Only differences of biases matter, and expert 14's is far below the others: it had been picked too often, and
+# every step in which it was busy took a little away. For this token expert 4 takes its place, with a score close to
+# nothing.
+#
+# The picture shows the same. Bars are the scores, diamonds the scores with the bias; the dashed line is the border
+# that the two picked ones pass.
+
+# %%
+routing = trace.routing  # what the routers of all five layers with experts chose: [T, layer, ...]
+plots.plot_selection(
+    routing.scores, routing.biased_scores, K=2, layer=0, token=token, tokens=trace.tokens, layers=routing.layers
+)
+
+# %% [markdown]
+# Expert 12 stands alone. Among all the others the diamonds are almost level, for their scores are small and their
+# biases alike; expert 14, whose bar is the second highest, ends below them.
 #
 # How near was it? The **margin** is the distance from the last one picked to the next. Where it is tiny, a rounding
 # error would send the token elsewhere; comparisons of two implementations have to allow for that.
 
 # %%
 margin = biased[order[1]] - biased[order[2]]
-print(f"margin {margin:.4f}; smallest of the {len(rows)} tokens: {trace.routing.margins.min():.4f}")
-routing = trace.routing  # what all routers of the trace chose; here there is one
-plots.plot_selection(routing.scores, routing.biased_scores, K=2, token=token, layers=routing.layers)
+np.testing.assert_allclose(margin, routing.margins[token, 0], atol=1e-6)
+print(f"margin {margin:.4f}; smallest of the {len(rows)} tokens: {routing.margins[:, 0].min():.4f}")
+changed = (np.sort(routing.indices[:, 0]) != np.sort(np.argsort(-routing.scores[:, 0])[:, :2])).any(axis=1)
+print(f"tokens of the {len(rows)} that see another pair of experts because of the bias: {changed.sum()}")
+assert changed[token]
+assert np.array_equal(routing.indices[:, 0, 0], routing.scores[:, 0].argmax(axis=1))  # the first choice stays
 
 # %% [markdown]
+# In this layer the bias decides for more than half of the tokens who comes second, never who comes first. That is a
+# lot, and the price is visible: second experts with scores near nothing. It is also one layer of a small model; how
+# much balance costs is measured in [08a](08a-expert-load.ipynb) and in the [ablations](../docs/ablations.md).
+#
 # ## Step 3: the weights come from the scores without the bias
 #
 # This is where most re-implementations go wrong at least once. The bias says *who*; it has no say in *how loud*. An
@@ -90,9 +116,12 @@ plots.plot_selection(routing.scores, routing.biased_scores, K=2, token=token, la
 
 # %%
 weights = scores[picked] / scores[picked].sum() * model.config.routed_scaling_factor
-print("experts", picked, "weights", weights, f"sum {weights.sum():.2f}")
+print("experts", picked, "scores", scores[picked], "weights", weights, f"sum {weights.sum():.2f}")
+assert weights[1] < 0.1
 
 # %% [markdown]
+# Expert 4 was let in, and may hardly speak.
+#
 # Now the model's own function, on all tokens at once. It is twelve lines long and stands in `minglm/model/router.py`;
 # its steps have the numbers used here.
 
@@ -100,7 +129,7 @@ print("experts", picked, "weights", weights, f"sum {weights.sum():.2f}")
 routing, saved = minglm.model.router(rows, gate, model.config)
 assert np.array_equal(routing.indices[token], picked)
 np.testing.assert_allclose(routing.weights[token], weights, rtol=1e-5)
-np.testing.assert_array_equal(routing.indices, trace["layers.2.mlp.expert_indices"])
+np.testing.assert_array_equal(routing.indices, trace["layers.1.mlp.expert_indices"])
 print(routing.indices.T)
 
 # %% [markdown]
@@ -114,11 +143,13 @@ print(routing.indices.T)
 wrong = np.take_along_axis(saved.scores + bias, routing.indices, axis=-1)
 wrong = wrong / wrong.sum(axis=-1, keepdims=True) * model.config.routed_scaling_factor
 print("right", routing.weights[token], " wrong", wrong[token])
+assert wrong[token, 1] > 5 * routing.weights[token, 1]
 print(f"first choice on average: right {routing.weights[:, 0].mean():.2f}, wrong {wrong[:, 0].mean():.2f}")
 
 # %% [markdown]
-# The experts are the same and the weights still sum to 1.5, so nothing crashes and no shape is wrong. The model has
-# just become vaguer: the biased scores are close to each other, so the weights move towards equal parts.
+# The experts are the same and the weights still sum to 1.5, so nothing crashes and no shape is wrong. But expert 4,
+# let in for the sake of balance, now speaks many times louder. The model has just become vaguer: the biased scores
+# are close to each other, so the weights move towards equal parts.
 #
 # Such a bug shows in no unit test with the default bias of zero. The tests of this project use random biases for that
 # reason.
@@ -135,11 +166,20 @@ from dataclasses import replace
 grouped = replace(model.config, n_group=4, topk_group=1)  # experts 0–3, 4–7, 8–11, 12–15
 indices = minglm.model.router(rows, gate, grouped)[0].indices
 assert (indices[:, 0] // 4 == indices[:, 1] // 4).all()
+assert np.array_equal(indices[:, 0], routing.indices[:, 0])
 print(indices.T)
 
 # %% [markdown]
-# Both experts of a token now stand in the same group of four. The first choice is not always the one of before: a
-# group with two good experts beats a group with the best one and three poor ones.
+# Both experts of a token now stand in the same group of four. For these tokens the group of the best expert won each
+# time, so the first choice is the one of before and most second choices are new. It need not be so: a group with two
+# good experts beats a group with the best one and three poor ones.
+#
+# ## What we have learnt
+#
+# Every expert scores a token for itself. The scores plus a bias decide who is picked; the scores without it decide
+# how loud the picked ones are, as shares of a fixed sum.
+#
+# Next: [06](06-experts.ipynb) sends the token to its experts and adds up what they answer.
 #
 # ## Questions
 #
