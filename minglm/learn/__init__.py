@@ -1,0 +1,1 @@
+"""Learning by doing: models with real bugs to be found."""
