@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16 · Bug hunt: eight models that are nearly right
 #
-# *Reading 40 minutes · running 30 seconds · needs [04](04-attention.ipynb), [05](05-router.ipynb), [06](06-experts.ipynb)*
+# *Reading 40 minutes · running 40 seconds · needs [04](04-attention.ipynb) to [06](06-experts.ipynb)*
 #
 # You have written GLM-4.5 anew, loaded the weights, and it writes text. Is it right? Eight such models stand here. In
 # each is one bug that somebody really made. All shapes fit, nothing crashes, and several write fluent Python. Find
@@ -58,8 +58,7 @@ for number, (c, bits) in enumerate(zip(cases, measured, strict=True), start=1):
 #
 # Cases 2, 5 and 6 are clearly ill. Case 4 might pass for a model that was trained for too short a time. But 1, 3, 7
 # and 8 are within a hundredth or two of the right one, and one of them predicts this page *better*. Nobody would
-# notice by reading what they write, or by watching a loss. Three of these four were in released code of large
-# projects.
+# notice by reading what they write, or by watching a loss. Cases 1 and 3 were in released code of large projects.
 
 # %%
 hidden = [number for number, bits in enumerate(measured, start=1) if abs(bits - right) < 0.02]
@@ -114,22 +113,21 @@ for number, one in enumerate(found, start=1):
 #
 # **Cases 1 and 3.** The weights of one token, right and wrong. What do they sum to? Which is larger?
 
+
 # %%
-rows = {
-    "right": model.trace(prompt, keep="layers.1.mlp.expert_weights"),
-    **{f"case {n}": cases[n - 1].model.trace(prompt, keep="layers.1.mlp.expert_weights") for n in (1,)},
-}
-wrong = []
-cases[2].model.forward(
-    model.as_ids(prompt),
-    ops=cases[2].ops,
-    tap=lambda name, a: wrong.append(a) if name == "layers.1.mlp.expert_weights" else None,
-)
-for label, weights in ((label, trace["layers.1.mlp.expert_weights"]) for label, trace in rows.items()):
-    print(
-        f"{label:7} {weights[0]} {weights[6]}, sums {weights.sum(axis=1).min():.2f} … {weights.sum(axis=1).max():.2f}"
-    )
-print(f"case 3  {wrong[0][0]} {wrong[0][6]}, sums {wrong[0].sum(axis=1).min():.2f} … {wrong[0].sum(axis=1).max():.2f}")
+def taps_of(c):
+    """Every array of one forward pass of a case."""
+    kept = {}
+    c.model.forward(model.as_ids(prompt), ops=c.ops, tap=lambda name, array: kept.update({name: array}))
+    return kept
+
+
+healthy = dict(model.trace(prompt))
+suspects = [taps_of(c) for c in cases]
+for label, taps in (("right", healthy), ("case 1", suspects[0]), ("case 3", suspects[2])):
+    weights = taps["layers.1.mlp.expert_weights"]
+    sums = weights.sum(axis=1)
+    print(f"{label:7} {weights[0]} {weights[6]}, sums {sums.min():.2f} … {sums.max():.2f}")
 
 # %% [markdown]
 # Case 1 is the right one divided by 1.5 everywhere: a constant ratio means that a factor is missing. Which factor of
@@ -143,37 +141,30 @@ print(f"case 3  {wrong[0][0]} {wrong[0][6]}, sums {wrong[0].sum(axis=1).min():.2
 
 
 # %%
-def turned(c, token=3, head=0):
-    kept = {}
-    c.model.forward(model.as_ids(prompt), ops=c.ops, tap=lambda name, a: kept.update({name: a}))
-    before, after = (kept[f"layers.0.self_attn.{part}"][0, token, head] for part in ("q_norm", "q_rope"))
-    return "".join("." if same else "x" for same in np.isclose(before, after)), np.linalg.norm(
-        after[:16]
-    ) / np.linalg.norm(before[:16])
+def turned(taps, token=3, head=0):
+    before, after = (
+        taps[f"layers.0.self_attn.{part}"].reshape(-1, 6, 32)[token, head] for part in ("q_norm", "q_rope")
+    )
+    moved = "".join("." if same else "x" for same in np.isclose(before, after))
+    return f"{moved}  length of the first 16 entries × {np.linalg.norm(after[:16]) / np.linalg.norm(before[:16]):.4f}"
 
 
-for label, c in (("right", case(8, model)), ("case 2", cases[1]), ("case 6", cases[5])):
-    moved, length = turned(c)
-    print(f"{label:7} {moved}  length of the first 16 entries × {length:.4f}")
+for label, taps in (("right", healthy), ("case 2", suspects[1]), ("case 6", suspects[5])):
+    print(f"{label:7} {turned(taps)}")
 
 # %% [markdown]
-# An x is an entry that moved. In the right model (and in case 8, which stands for it here) the first 16 of 32 entries
-# turn and the rest stays. Case 6 turns all of them. Case 2 turns the right ones, and keeps their length, so it is a
-# rotation: but by comparing the numbers one would see that entry 0 turns with entry 1 and not with entry 8.
+# An x is an entry that moved. In the right model the first 16 of 32 entries turn (the last of them too slowly to show
+# at token 3) and the rest stays. Case 6 turns all of them. Case 2 turns the right ones, and keeps their length, so it
+# is a rotation: but who turns with whom? Entry 0 has a partner in either model; is it the same one?
 #
 # **Case 5** differs in `scores`, and q and k before it are right. The scores of the six heads for the last token and
 # two keys, right and wrong side by side:
 
 # %%
-kept = {}
-cases[4].model.forward(model.as_ids(prompt), ops=cases[4].ops, tap=lambda name, a: kept.update({name: a}))
-ours = model.trace(prompt, keep="layers.0.self_attn.scores")["layers.0.self_attn.scores"][0, :, -1, 2:4]
-theirs = kept["layers.0.self_attn.scores"][0, :, -1, 2:4]
+ours, theirs = (taps["layers.0.self_attn.scores"].reshape(6, 15, 15)[:, -1, 2:4] for taps in (healthy, suspects[4]))
 for head in range(6):
-    print(
-        f"head {head}: right {ours[head]} case 5 {theirs[head]}",
-        "" if np.allclose(ours[head], theirs[head], atol=1e-4) else "<- differs",
-    )
+    note = "" if np.allclose(ours[head], theirs[head], atol=1e-4) else "<- differs"
+    print(f"head {head}: right {ours[head]} case 5 {theirs[head]} {note}")
 
 # %% [markdown]
 # Heads 0, 2, 3 and 5 are right, 1 and 4 are not. With six query heads on two key/value heads, which rule of sharing
@@ -186,19 +177,16 @@ for head in range(6):
 # **Case 7**: `router_scores`, from equal logits. Add up one token's sixteen scores.
 
 # %%
-kept = {}
-cases[6].model.forward(model.as_ids(prompt), ops=cases[6].ops, tap=lambda name, a: kept.update({name: a}))
-print("right: ", model.trace(prompt, keep="layers.1.mlp.router_scores")["layers.1.mlp.router_scores"].sum(axis=1)[:5])
-print("case 7:", kept["layers.1.mlp.router_scores"].sum(axis=1)[:5])
+for label, taps in (("right", healthy), ("case 7", suspects[6])):
+    print(f"{label:7}", taps["layers.1.mlp.router_scores"].sum(axis=1)[:5])
 
 # %% [markdown]
 # **Case 8** is wrong from the first norm on, by one part in ten thousand: far above rounding, far below anything that
 # shows. Tokens with a small embedding have the largest error. What in a norm matters for small rows only?
 
 # %%
-embedding = np.sqrt((model.trace(prompt, keep="embed_tokens")["embed_tokens"][0] ** 2).mean(axis=-1))
-good = model.trace(prompt, keep="layers.0.input_layernorm")["layers.0.input_layernorm"][0]
-bad = cases[7].model.trace(prompt, keep="layers.0.input_layernorm")["layers.0.input_layernorm"][0]
+embedding = np.sqrt((healthy["embed_tokens"][0] ** 2).mean(axis=-1))
+good, bad = (taps["layers.0.input_layernorm"].reshape(15, -1) for taps in (healthy, suspects[7]))
 off = np.abs(bad / good - 1).max(axis=-1)
 for t in np.argsort(embedding)[[0, 1, -2, -1]]:
     print(f"size of the embedding {embedding[t]:.3f}: off by {off[t]:.1e}")
