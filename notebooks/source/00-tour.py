@@ -83,10 +83,10 @@ assert routing.indices[0, :2].tolist() == [[15, 4], [9, 5]]
 plots.plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts, routing.layers, name="glm-tiny")
 
 # %% [markdown]
-# Read a line: `def` goes to experts 15 and 4 in layer 1, to 9 and 5 in layer 2. The two weights sum to 1.5. Some tokens
-# listen to one expert almost alone, others to two. Expert 5 of one layer and expert 5 of the next have nothing in common
-# but the number. Whether all get equal work is the subject of [08a](08a-expert-load.ipynb), whether they specialise
-# that of [08b](08b-specialisation.ipynb).
+# Read a line: `def` goes to experts 15 and 4 in layer 1, to 9 and 5 in layer 2. The two weights sum to 1.5. Some
+# tokens listen to one expert almost alone, others to two. Expert 5 of one layer and expert 5 of the next have nothing
+# in common but the number. Whether all get equal work is the subject of [08a](08a-expert-load.ipynb), whether they
+# specialise that of [08b](08b-specialisation.ipynb).
 #
 # ## The next token
 #
@@ -167,9 +167,9 @@ assert said[-1]["content"] == str((4821 + 937) * 3)
 #
 # ## One step of training
 #
-# How did the weights come to be? By steps like this one, 6,000 of them ([the model's card](../weights/glm-tiny/README.md)).
-# The **loss** says how surprised the model is by a text, the **gradient** says for each weight which way is more
-# surprise. Move all weights a little the other way.
+# How did the weights come to be? By steps like this one, 6,000 of them
+# ([the model's card](../weights/glm-tiny/README.md)). The **loss** says how surprised the model is by a text, the
+# **gradient** says for each weight which way is more surprise. Move all weights a little the other way.
 
 # %%
 text = "def area(width, height):\n    return width * height\n"
