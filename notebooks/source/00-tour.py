@@ -6,6 +6,7 @@
 # GLM-4.5 is a language model of 355 billion parameters, of which each token uses 32 billion. We walk once through a
 # model of the same build that fits into a notebook: from a line of text to the next token, to an answer with thinking,
 # to a tool, and to one step of training. Each stop is a taste of a later notebook.
+# (In Chinese: [00-tour-zh](00-tour-zh.ipynb).)
 
 # %% [markdown]
 # ## The question
@@ -140,8 +141,9 @@ assert not at_once.text.endswith("2")
 
 # %% [markdown]
 # Each token that is written is another walk through the six layers, and later ones can read what earlier ones wrote.
-# With thinking there are enough of them for ten additions. Without, the answer must be there after six layers: it is a
-# guess, here a wrong one. [13](13-thinking-and-tools.ipynb) measures this on many questions.
+# With thinking there are enough walks for nine additions, one after the other. Without, all of it must happen in the
+# walk that writes the answer: it is a guess, here a wrong one. [13](13-thinking-and-tools.ipynb) measures this on many
+# questions.
 #
 # ## A tool
 #
