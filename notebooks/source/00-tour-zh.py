@@ -1,4 +1,4 @@
-# %% [markdown] translated_from="00-tour.py" sha256="88a09eaa859e48ce30957dd66cf7ce87edd46c7bd21a40f97092dd546a46a204"
+# %% [markdown] translated_from="00-tour.py" sha256="dd25291582b029629d319aa140d3e576a938dbdda70bbda4f54e0f8f5c45b683"
 # # 00 · 导览：十分钟看懂 GLM-4.5
 #
 # *阅读 10 分钟 · 运行 10 秒 · 需要 Python 和矩阵乘法*
@@ -86,7 +86,7 @@ for i in np.argsort(-probs)[:3]:
 assert model.tokenizer.token(int(probs.argmax())) == "␣b"
 
 # %% [markdown]
-# 是 ` b`，而且几乎没有犹豫：模型回头看了函数的参数。把这一切串成一个完整的故事，见 [07-forward-step](07-forward-step.ipynb)。
+# 是 `␣b`，而且几乎没有犹豫：模型回头看了函数的参数。把这一切串成一个完整的故事，见 [07-forward-step](07-forward-step.ipynb)。
 #
 # 想写得更长，就把这个词元接在后面再问一次。所谓**生成**，不过如此；怎样用缓存让它变便宜，见 [04b](04b-generation.ipynb)；[09](09-mtp.ipynb) 则介绍能再往后多猜一个词元的那一层。
 

@@ -103,7 +103,7 @@ for i in np.argsort(-probs)[:3]:
 assert model.tokenizer.token(int(probs.argmax())) == "␣b"
 
 # %% [markdown]
-# ` b`, with little doubt: it has looked up at the parameters. All of this as one story is
+# `␣b`, with little doubt: it has looked up at the parameters. All of this as one story is
 # [07-forward-step](07-forward-step.ipynb).
 #
 # To write more, append the token and ask again. That is all that **generating** is; how a cache makes it cheap is in
