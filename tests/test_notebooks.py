@@ -48,15 +48,26 @@ def test_no_notebook_is_without_source():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == {source.stem for source in SOURCES}
 
 
+# What is written in the first cell, and above the questions; a translation's name ends in its language.
+TIMES = {"en": "*Reading {} minutes · running {} seconds · needs …*", "zh": "*阅读 {} 分钟 · 运行 {} 秒 · 需要 …*"}
+QUESTIONS = {"en": "## Questions", "zh": "## 思考题"}
+
+
+def language(source: Path) -> str:
+    return "zh" if source.stem.endswith("-zh") else "en"
+
+
 @every_notebook
 def test_begins_with_times_and_ends_with_three_questions(source):
     prose = cells(read(source), "markdown")
     assert re.match(rf"# {re.match(r'[0-9]+[a-z]?', source.stem)[0]} · \S", prose[0])
-    times = re.search(r"^\*Reading (\d+) minutes · running (\d+) seconds · needs .+\*$", prose[0], re.M)
-    assert times, "wanted a line *Reading 20 minutes · running 10 seconds · needs …*"
+    wanted = TIMES[language(source)]
+    pattern = re.escape(wanted).replace(r"\{\}", r"(\d+)").replace("…", ".+")
+    times = re.search(f"^{pattern}$", prose[0], re.M)
+    assert times, f"wanted a line {wanted.format(20, 10)}"
     assert int(times[1]) <= 40
     assert int(times[2]) <= 60
-    questions = prose[-1].split("## Questions")[-1]
+    questions = prose[-1].split(QUESTIONS[language(source)])[-1]
     assert re.findall(r"^(\d)\. ", questions, re.M) == ["1", "2", "3"]
 
 
