@@ -1,255 +1,558 @@
 # %% [markdown]
-# # 07 · One whole forward step, traced
+# # 07 · One forward step: every array between a line of text and the next token
 #
-# *Reading 30 minutes · running 10 seconds · needs [02](02-residual-stream.ipynb) to [06](06-experts.ipynb)*
+# *Reading 40 minutes · running 15 seconds · needs [04](04-attention.ipynb), [06](06-experts.ipynb)*
 #
-# The parts are known. Now they run together, once, on one line of code, and nothing is hidden: every array that the
-# model makes is kept under its name, in the order of the computation. At the end stands one token.
+# The parts of GLM-4.5 have been taken apart one by one. Here they are put together: one prompt goes in, one token comes
+# out, and nothing in between is skipped.
 
 # %% [markdown]
 # ## The question
 #
-# `glm-tiny` is given the beginning of a function. How do fifteen numbers, one for each token, become a guess at what
-# comes next? And is what we have seen of the parts really all that there is?
+# What exactly happens between a line of text and the token that follows it?
 #
-# A **trace** keeps every array. Its names are those of the weights: `layers.3.self_attn.q` is what
-# `model.layers.3.self_attn.q_proj.weight` makes. They are listed in [docs/taps.md](../docs/taps.md).
+# GLM-4.5 answers with 92 layers, `glm-tiny` with 6. The steps inside a layer are the same, in the same order. We write
+# them in plain NumPy as we go, and hold each array against the one that the model itself computed. At the end two lists
+# must be equal: the names that the model announced, and the names that we made.
 
 # %%
 import numpy as np
 
 import minglm
 from minglm.look import plots
-from minglm.model import rms_norm, softmax
 
 np.set_printoptions(precision=3, suppress=True, linewidth=110)
 model = minglm.load("glm-tiny")
-trace = model.trace("def area(width, height):\n    return width *")
-print(trace, "\n", trace.tokens)
+trace = model.trace("def add(a, b):\n    return a +")
+print(trace)
+print([t.replace("↵", "\\n") for t in trace.tokens])
 
 # %% [markdown]
-# Fifteen tokens, 457 arrays. Most of them are experts' insides; the rest fits on a page. Here are the names of the
-# first layer, of one that has experts, and of what stands around the layers.
-
-
-# %%
-def size(name):
-    """Shape, and root of the mean square: how large a typical entry is."""
-    finite = trace[name][np.isfinite(trace[name])]
-    return f"{name:38}{trace[name].shape!s:18}{np.sqrt((finite.astype(np.float64) ** 2).mean()):8.3f}"
-
-
-for name in ["embed_tokens", *trace.names("layers.0.*"), "norm", "logits"]:
-    print(size(name))
-
-# %% [markdown]
-# Read down the shapes. B = 1 row, T = 15 tokens, D = 192 numbers for each: `(1, 15, 192)` is the residual stream, and
-# it is the shape that every part starts from and comes back to. In between, attention has heads, (1, 15, 6, 32), and
-# the dense MLP of layer 0 is wider, 512.
-#
-# ## The beginning: rows of a table
-#
-# `embed_tokens` is a lookup: token 4 is `w`, its id is a row number. No arithmetic happens.
+# Ten tokens, some four hundred arrays. Every step of the forward pass hands its result to a function called a *tap*,
+# with a name; a trace is what a tap collected. [docs/taps.md](../docs/taps.md) lists the names with their axes. That
+# list also says which names *should* have come. The only ones missing may be those of experts that nobody picked.
 
 # %%
-ids = trace.ids[0]
-np.testing.assert_array_equal(trace["embed_tokens"][0], model.params.embed_tokens.weight[ids])
-twice = [t for t in range(len(ids)) if trace.tokens[t] == "idth"]
+from minglm.look.trace import expected_taps
+
+listed = [tap.name for tap in expected_taps(model.config, B=1, T=10)]
+silent = [name for name in listed if name not in trace]
+assert [name for name in listed if name in trace] == trace.names()
+assert all(".experts." in name for name in silent)
 print(
-    "id of 'idth':",
-    ids[twice],
-    "; same row twice:",
-    (trace["embed_tokens"][0, twice[0]] == trace["embed_tokens"][0, twice[1]]).all(),
+    f"{len(listed)} names listed, {len(trace)} arrays came, {len(silent) // 5} experts of the five layers kept silent"
 )
-plots.plot_array(trace["embed_tokens"][0], "T D", "embed_tokens, glm-tiny", rows=trace.tokens)
 
 # %% [markdown]
-# Each line of the picture is a token, each column one of the 192 numbers; red is positive, blue negative. The two
-# `idth` are the same line: a row of the table knows neither its place nor its neighbours. Whatever tells them apart
-# must come from attention.
-#
-# ## Layer 0: attention, then a dense MLP
-#
-# The stream is normed, attention reads it, and its result is **added**: `middle`. Normed again, the MLP reads it, and
-# its result is added: `out`. Nothing is ever overwritten.
+# Same names, same order. GLM-4.5's own list is longer, as 89 of its layers have 160 experts each; per layer the kinds
+# of steps are the same.
 
 # %%
-at = "layers.0."
-x = trace["embed_tokens"]
-middle = x + trace[at + "self_attn.o"]
-out = middle + trace[at + "mlp.out"]
-np.testing.assert_array_equal(middle, trace[at + "middle"])
-np.testing.assert_array_equal(out, trace[at + "out"])
+big = minglm.PRESETS["GLM-4.5"]
+kinds = {name.split("layers.5.")[1] for name in listed if name.startswith("layers.5.") and ".experts." not in name}
+theirs = {t.name.split("layers.91.")[1] for t in expected_taps(big, 1, 10) if t.name.startswith("layers.91.")}
+assert kinds == {name for name in theirs if ".experts." not in name}
+print(f"steps of a layer besides its experts: {len(kinds)}; names in GLM-4.5: {len(expected_taps(big, 1, 10)):,}")
 
 # %% [markdown]
-# Equal to the last bit. Now the attention of this layer, all six heads: who looks at whom?
+# ## Our own notebook page: `note`
+#
+# From here on we compute. `note` puts an array on our list and at once compares it with the trace, in
+# shape and value. It is a tap, only that it insists.
+#
+# With `show` we print what is on the list: shape, mean and standard deviation (of finite numbers).
 
 # %%
-plots.plot_attention(trace[at + "self_attn.probs"][0], trace.tokens, kv_heads=2, layer=0, name="glm-tiny")
+arrays = dict(trace)  # name -> array, as the model computed it
+mine = {}
+
+
+def note(name, array):
+    theirs = arrays[name]
+    theirs = theirs[0] if theirs.ndim > array.ndim else theirs  # ours have no batch axis
+    assert array.shape == theirs.shape, name
+    assert np.allclose(array, theirs, rtol=1e-3, atol=1e-4), name
+    mine[name] = array
+    return array
+
+
+# %%
+def show(*names):
+    for name in names:
+        shape, values = mine[name].shape, mine[name][np.isfinite(mine[name])]
+        print(f"{name:38}{list(shape)!s:14} mean {values.mean():7.3f}   std {values.std():7.3f}")
+
 
 # %% [markdown]
-# Tokens that ask stand down the side, those that are looked at along the bottom; dark is much. The upper right half is
-# empty: nobody sees the future. Most rows are pale, spread over all that came before. The darkest cell away from the
-# corner is in head 2: `he` looks at the first `idth`, one parameter at the other.
+# ## The embedding
 #
-# After this layer, the two `idth` are no longer equal. How far apart are they, layer by layer? And two tokens that
-# stand next to each other, `(` and `w`? The measure is the cosine, 1 for the same direction.
-
+# The first step reads, and computes nothing: each id picks its row of a table [V, D]. The ten rows are the beginning of
+# the **residual stream**, to which every later step only adds.
 
 # %%
-def cosine(a, b):
-    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-
-
-for i in range(-1, 6):
-    stream = (trace["embed_tokens"] if i < 0 else trace[f"layers.{i}.out"])[0]
-    where = "the table" if i < 0 else f"layer {i}  "
-    print(f"after {where}: idth, idth {cosine(stream[5], stream[13]):.2f}   (, w {cosine(stream[3], stream[4]):.2f}")
+weights, config = model.params, model.config
+ids = trace.ids[0]  # [T]
+x = note("embed_tokens", weights.embed_tokens.weight[ids])  # -> [T, D]
+show("embed_tokens")
+plots.plot_array(x, "T D", f"{model.name}, the embedding", rows=trace.tokens)
 
 # %% [markdown]
-# The two `idth` begin as one vector and drift apart as each collects its own past, one of them about to be followed
-# by a comma and the other by a star.
+# Ten rows of 192 numbers of both signs, around zero. No single column means anything to the eye; a few stand out in one
+# row or another. Nothing yet depends on where a token stands: equal tokens have equal rows. Our prompt has ` a` once
+# and `(a` once, which are two different tokens, so no two rows are alike here.
 #
-# ## Layer 1: the first one with experts
+# ## Layer 0, first half: attention
 #
-# The same two steps; but the second reads: router, experts, shared expert.
+# Six steps, as in [04](04-attention.ipynb). First the norm: each row is divided by the root of its mean square, and
+# multiplied by a weight. The *normed* rows are what attention reads. The stream itself stays as it is.
+
 
 # %%
-for name in trace.names("layers.1.mlp.*"):
-    if ".experts." not in name and name != "layers.1.mlp.expert_indices":
-        print(size(name))
-print("experts of the first three tokens:", trace["layers.1.mlp.expert_indices"][:3].tolist())
+def norm(x, weight):  # over the last axis
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.rms_norm_eps) * weight
+
+
+layer = weights.layers[0]
+read = note("layers.0.input_layernorm", norm(x, layer.input_layernorm.weight))
+show("embed_tokens", "layers.0.input_layernorm")
 
 # %% [markdown]
-# Here the batch and the time axis have become one: N = B·T = 15 tokens, because a router does not care in which row a
-# token stands. Sixteen scores for each, two picks (`expert_indices`, whole numbers), two weights.
-#
-# The picture shows all five layers with experts: which two experts each token went to, and with which weight.
+# Three projections follow, cut into heads: six query heads, but two heads of keys and of values. Then a norm over the
+# 32 numbers of each head of the queries and keys, but not of the values.
+
 
 # %%
-routing = trace.routing
-plots.plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts, routing.layers, name="glm-tiny")
+def project(x, linear):  # [T, D] -> [T, heads, d]
+    return (x @ linear.weight.T + linear.bias).reshape(len(x), -1, config.head_dim)
+
+
+def queries_keys_values(read, w, where):
+    q = note(where + "q", project(read, w.q_proj))
+    k = note(where + "k", project(read, w.k_proj))
+    v = note(where + "v", project(read, w.v_proj))
+    q = note(where + "q_norm", norm(q, w.q_norm.weight))
+    k = note(where + "k_norm", norm(k, w.k_norm.weight))
+    return q, k, v
+
+
+q, k, v = queries_keys_values(read, layer.self_attn, "layers.0.self_attn.")
+show(*[f"layers.0.self_attn.{name}" for name in ("q", "k", "v", "q_norm", "k_norm")])
 
 # %% [markdown]
-# Read a line: `def` went to one pair in layer 1 and to another in layer 2. Layers do not share experts; expert 3 of
-# layer 1 and expert 3 of layer 2 have nothing in common but the number.
+# Then positions enter, for the first and only time in a layer. The first half of a head's entries is turned, in pairs,
+# by angles that grow with the position ([03](03-rotary-positions.ipynb)); the second half is left alone.
 #
-# How many experts does a layer wake for these fifteen tokens? Each of those runs once, on all of its tokens together.
+# Predict: which row of `q` does not change at all?
 
 # %%
-for layer in routing.layers:
-    visits = {int(name.split(".")[4]): trace[name] for name in trace.names(f"layers.{layer}.mlp.experts.*.tokens")}
-    assert sum(len(tokens) for tokens in visits.values()) == 15 * model.config.num_experts_per_tok
-    print(
-        f"layer {layer}: {len(visits)} of {routing.experts} experts;",
-        {e: tokens.tolist() for e, tokens in visits.items()},
-    )
+half = config.rotary_dim // 2
+angles = np.arange(len(ids))[:, None, None] * config.rope_theta ** (-np.arange(half) / half)  # [T, 1, r/2]
+
+
+def turn(x):  # [T, heads, d]
+    a, b, rest = np.split(x, [half, 2 * half], axis=-1)
+    turned = a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles), rest
+    return np.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+moved = abs(turn(q) - q).max(axis=(1, 2))
+assert moved[0] == 0
+print("largest change by token", moved)
 
 # %% [markdown]
-# Every token appears in two lists: 30 picks. What do the experts of one token say? Take the last one, `*`, in layer
-# 1: its two answers, each times its weight, plus the shared expert's, are what is added to the stream.
+# The first: at position 0 all angles are zero.
+#
+# Now each query is multiplied with the keys, divided by √d, hidden where the key comes later, and softmaxed. The
+# probabilities mix the values, and one matrix takes all heads back to D numbers. Three query heads share a key head.
+
 
 # %%
-last, layer = 14, 1
-parts = []
-for e, w in zip(routing.indices[last, layer - 1], routing.weights[last, layer - 1], strict=True):
-    row = np.flatnonzero(trace[f"layers.1.mlp.experts.{e}.tokens"] == last)[0]
-    parts.append(w * trace[f"layers.1.mlp.experts.{e}.out"][row])
-    print(f"expert {e:2}: weight {w:.2f}, size of its answer {np.linalg.norm(parts[-1] / w):.2f}")
-shared = trace["layers.1.mlp.shared"][last]
-np.testing.assert_allclose(sum(parts) + shared, trace["layers.1.mlp.out"][0, last], atol=1e-5)
-print(f"routed together {np.linalg.norm(sum(parts)):.2f}, shared {np.linalg.norm(shared):.2f}")
+def attention(read, w, where):  # [T, D] -> [T, D]
+    q, k, v = queries_keys_values(read, w, where)
+    q, k = note(where + "q_rope", turn(q)), note(where + "k_rope", turn(k))
+    k, v = (np.repeat(each, config.num_attention_heads // config.num_key_value_heads, axis=1) for each in (k, v))
+    scores = np.einsum("thd,shd->hts", q, k) / np.sqrt(config.head_dim)
+    scores = note(where + "scores", np.where(np.tri(len(q), dtype=bool), scores, -np.inf).astype(q.dtype))
+    exps = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    probs = note(where + "probs", exps / exps.sum(axis=-1, keepdims=True))
+    heads = note(where + "heads", np.einsum("hts,shd->thd", probs, v))
+    return note(where + "o", heads.reshape(len(q), -1) @ w.o_proj.weight.T)
+
+
+added = attention(read, layer.self_attn, "layers.0.self_attn.")
+show(*[f"layers.0.self_attn.{name}" for name in ("q_rope", "k_rope", "scores", "probs", "heads", "o")])
 
 # %% [markdown]
-# ## The rest: the same again
-#
-# Four more layers do the same with other weights. What each adds to the last token's row, and what the row has become
-# after it, is all that we need to see of them.
+# Every one of these arrays was just held against the model's. The picture shows the probabilities, one panel for each
+# query head.
 
 # %%
+probs = mine["layers.0.self_attn.probs"]
+assert np.allclose(probs.sum(axis=-1), 1)
+assert probs[3, 5, 5] > 0.5
+assert probs[3, 6, 5] > 0.5
+plots.plot_attention(probs, trace.tokens, kv_heads=config.num_key_value_heads, layer=0, name=model.name)
+
+# %% [markdown]
+# Each row sums to 1, and above the diagonal there is nothing, for later tokens are hidden. Most heads spread their look
+# over all that came before. Some cells are dark: in head 3 the line's end `):` looks at itself, and the spaces after it
+# look at it, too.
+#
+# What attention answers is *added* to the stream.
+
+# %%
+middle = note("layers.0.middle", x + added)
+show("embed_tokens", "layers.0.self_attn.o", "layers.0.middle")
+
+# %% [markdown]
+# ## Layer 0, second half: a dense MLP
+#
+# Again a norm first, of what is in the stream by now. Then two projections to 512 numbers, one of them through
+# $z · \mathrm{sigmoid}(z)$, their product, and a projection back. No token looks at another one here.
+
+
+# %%
+def gated(x, gate, up, down, where):  # [n, D] -> [n, D]; an expert, the shared expert and a dense MLP alike
+    g = note(where + "gate", x @ gate.T)
+    u = note(where + "up", x @ up.T)
+    hidden = note(where + "hidden", g / (1 + np.exp(-g)) * u)
+    return hidden @ down.T
+
+
+def matrices(mlp):
+    return mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
+
+
+# %%
+read = note("layers.0.post_attention_layernorm", norm(middle, layer.post_attention_layernorm.weight))
+answer = note("layers.0.mlp.out", gated(read, *matrices(layer.mlp), "layers.0.mlp."))
+out = note("layers.0.out", middle + answer)
+show(*[f"layers.0.{name}" for name in ("post_attention_layernorm", "mlp.gate", "mlp.hidden", "mlp.out", "out")])
+assert answer.std() > 5 * added.std()
+
+# %% [markdown]
+# That was layer 0. Compare two standard deviations, `mlp.out` here and `self_attn.o` before: the MLP adds far more than
+# attention did. The embedding itself is small, so most of what leaves this layer was written by its MLP.
+#
+# ## Layer 1: a mixture of experts
+#
+# Attention is the same code with other weights, so it takes one line for what took a page before. Then the stream is
+# normed, and the router reads it.
+
+# %%
+layer, x = weights.layers[1], out
+read = note("layers.1.input_layernorm", norm(x, layer.input_layernorm.weight))
+middle = note("layers.1.middle", x + attention(read, layer.self_attn, "layers.1.self_attn."))
+read = note("layers.1.post_attention_layernorm", norm(middle, layer.post_attention_layernorm.weight))
+show(*[f"layers.1.{name}" for name in ("input_layernorm", "self_attn.o", "middle", "post_attention_layernorm")])
+
+# %% [markdown]
+# **The router.** A score for each expert, a bias to choose with, the K best, and weights from the scores *without* the
+# bias ([05](05-router.ipynb)).
+
+
+# %%
+def route(read, gate, where):  # [N, D] -> picks [N, K], weights [N, K]
+    logits = note(where + "router_logits", read @ gate.weight.T)
+    scores = note(where + "router_scores", 1 / (1 + np.exp(-logits)))
+    biased = note(where + "biased_scores", scores + gate.e_score_correction_bias)
+    best = np.argsort(-biased, axis=-1, kind="stable")[:, : config.num_experts_per_tok]
+    picks = note(where + "expert_indices", best)
+    picked = np.take_along_axis(scores, picks, axis=-1)
+    share = picked / picked.sum(axis=-1, keepdims=True)
+    return picks, note(where + "expert_weights", share * config.routed_scaling_factor)
+
+
+picks, loud = route(read, layer.mlp.gate, "layers.1.mlp.")
+show(*[f"layers.1.mlp.{name}" for name in ("router_logits", "router_scores", "biased_scores", "expert_weights")])
+print(picks.T, loud.T, sep="\n")
+
+# %% [markdown]
+# The columns are tokens; above the numbers of the two experts, below their weights. Each column of weights sums to 1.5.
+#
+# **The experts.** Each picked expert takes the rows of its tokens, all at once, and answers. The answers are multiplied
+# by the weights and added into place ([06](06-experts.ipynb)). **The shared expert** takes every row, and its answer is
+# added as it is.
+
+
+# %%
+def routed(read, picks, loud, experts, where):  # -> [N, D]
+    total = np.zeros_like(read)
+    for e in np.unique(picks):
+        tokens, rank = np.nonzero(picks == e)
+        name = f"{where}experts.{e}."
+        note(name + "tokens", tokens)
+        three = experts.gate_proj[e], experts.up_proj[e], experts.down_proj[e]
+        answers = note(name + "out", gated(read[tokens], *three, name))
+        total[tokens] += loud[tokens, rank][:, None] * answers
+    return note(where + "routed", total)
+
+
+# %%
+def mixture(read, mlp, where):  # [N, D] -> [N, D]
+    picks, loud = route(read, mlp.gate, where)
+    total = routed(read, picks, loud, mlp.experts, where)
+    shared = note(where + "shared", gated(read, *matrices(mlp.shared_experts), where + "shared_experts."))
+    return note(where + "out", total + shared)
+
+
+answer = mixture(read, layer.mlp, "layers.1.mlp.")
+out = note("layers.1.out", middle + answer)
+show(*[f"layers.1.mlp.{name}" for name in ("routed", "shared", "out")], "layers.1.out")
+
+# %% [markdown]
+# One of the experts in full: who came, how it answered, how loud that was heard. These are the arrays that a trace
+# names `layers.1.mlp.experts.…`.
+
+# %%
+busy = int(np.bincount(picks.reshape(-1)).argmax())
+here = f"layers.1.mlp.experts.{busy}."
+show(*[here + name for name in ("gate", "up", "hidden", "out")])
+for t, length in zip(mine[here + "tokens"], np.linalg.norm(mine[here + "out"], axis=1), strict=True):
+    print(f"{trace.tokens[t]!r:12} |answer| {length:5.2f}   weight {loud[t][picks[t] == busy][0]:.2f}")
+
+# %% [markdown]
+# Each of its tokens is a row of those four arrays, in the order of the text. An expert does not know which tokens it
+# has not seen: it is given rows, and rows come back.
+#
+# ## The rest of the layers
+#
+# Layers 2 to 5 do what layer 1 did. One function holds a whole layer: norm, attention, add; norm, MLP or experts, add.
+
+
+# %%
+def whole_layer(x, layer, where):  # [T, D] -> [T, D]
+    read = note(where + "input_layernorm", norm(x, layer.input_layernorm.weight))
+    middle = note(where + "middle", x + attention(read, layer.self_attn, where + "self_attn."))
+    read = note(where + "post_attention_layernorm", norm(middle, layer.post_attention_layernorm.weight))
+    if hasattr(layer.mlp, "gate"):
+        return note(where + "out", middle + mixture(read, layer.mlp, where + "mlp."))
+    answer = note(where + "mlp.out", gated(read, *matrices(layer.mlp), where + "mlp."))
+    return note(where + "out", middle + answer)
+
+
+for i in (2, 3, 4, 5):
+    out = whole_layer(out, weights.layers[i], f"layers.{i}.")
+show(*[f"layers.{i}.out" for i in range(6)])
+
+# %% [markdown]
+# No assert spoke up, so all arrays of these layers are equal to the model's. The stream grows from layer to layer.
+# Nothing obliges it to, for what is added may cancel what is there; here it mostly does not.
+#
+# Who went where, in all five layers that have experts:
+
+# %%
+table = trace.routing
+for place, i in enumerate(table.layers):
+    assert np.array_equal(table.indices[:, place], mine[f"layers.{i}.mlp.expert_indices"])
+plots.plot_picks(table.indices, table.weights, trace.tokens, table.experts, table.layers, name=model.name)
+
+# %% [markdown]
+# Ten rows of tokens; in each layer two cells, a token's first and second choice, with the weight under the number. An
+# expert 3 in one layer has nothing to do with the expert 3 of another. [08a](08a-expert-load.ipynb) and
+# [08b](08b-specialisation.ipynb) ask what such tables say.
+#
+# ## Nothing but a sum
+#
+# If every step only added, the stream at the end must be the embedding plus all that was added: six answers of
+# attention, six of MLPs or experts. In the layers with experts these are again sums over experts.
+
+# %%
+branches = {"embedding": mine["embed_tokens"]}
 for i in range(6):
-    parts = [trace[f"layers.{i}.{name}"][0, last] for name in ("self_attn.o", "mlp.out", "out")]
-    attention, mlp, out = (np.linalg.norm(part) for part in parts)
-    print(f"layer {i}: attention adds {attention:5.1f}, the MLP or experts {mlp:5.1f}; now {out:6.1f}")
+    branches[f"{i} attention"] = mine[f"layers.{i}.self_attn.o"]
+    branches[f"{i} {'experts' if i else 'MLP'}"] = mine[f"layers.{i}.mlp.out"]
+np.testing.assert_allclose(sum(branches.values()), trace["layers.5.out"][0], rtol=1e-4, atol=1e-4)
+print(f"{len(branches)} parts; largest difference {abs(sum(branches.values()) - trace['layers.5.out'][0]).max():.1e}")
 
 # %% [markdown]
-# The row grows, since every layer adds. And that is the whole story of the stream: the last state is the embedding
-# plus twelve contributions. If anything were hidden, this sum would not come out.
+# Equal but for rounding: there is no other way from layer to layer. How large is each part, token by token? The picture
+# has the root mean square of each.
 
 # %%
-total = trace["embed_tokens"] + sum(trace[f"layers.{i}.self_attn.o"] + trace[f"layers.{i}.mlp.out"] for i in range(6))
-off = np.abs(total - trace["layers.5.out"]).max()
-print(f"largest entry {np.abs(total).max():.1f}; the sum differs from the last state by {off:.0e}")
-assert off < 1e-4
+sizes = np.array([np.sqrt((part**2).mean(axis=-1)) for part in branches.values()])  # [part, T]
+name = f"{model.name}, root mean square of what each part adds"
+average = sizes.mean(axis=1)
+assert set(np.argsort(average)[:2]) == {0, 1}
+assert average.argmax() == 12
+plots.plot_array(sizes, "part T", name, rows=list(branches), columns=trace.tokens)
 
 # %% [markdown]
-# ## The end: one row against a table
+# Read it downwards: the embedding and the first attention are the lightest rows, the experts of the last layer the
+# darkest. Later layers write more, which they must to be heard: each reads a *normed* copy of a stream that has grown.
 #
-# The last state is normed and multiplied with the head, a table with a row for each of the 2,048 tokens of the
-# vocabulary. The dot product with a row is that token's **logit**; a softmax makes probabilities of them.
+# A typical misreading is that the norm replaces the stream, so that a layer computes norm(x) + attention(norm(x)). The
+# shapes would fit. The first assert on `middle` would not hold:
 
 # %%
-hidden = rms_norm(trace["layers.5.out"][0, last], model.params.norm.weight, model.config.rms_norm_eps)
-logits = model.params.lm_head.weight @ hidden
-np.testing.assert_allclose(logits, trace["logits"][0, last], atol=1e-3)
-probs = softmax(logits)
-for i in np.argsort(-probs)[:5]:
-    print(f"{model.tokenizer.token(int(i))!r:10} {probs[i]:.1%}")
-guess = int(probs.argmax())
-assert model.tokenizer.token(guess) == "␣he"
+read = mine["layers.1.input_layernorm"]
+wrong = read + mine["layers.1.self_attn.o"]
+assert not np.allclose(wrong, trace["layers.1.middle"][0], atol=0.1)
+print(f"away from the model by up to {abs(wrong - trace['layers.1.middle'][0]).max():.1f}")
 
 # %% [markdown]
-# `he`, the beginning of `height`: the right parameter, which stood seven tokens before the end of the line above. The
-# model is tiny and not sure, but it looked in the right place.
+# ## From the last state to a token
 #
-# Every position has made such a guess, not only the last. In training each of them is corrected; in writing only the
-# last one is used. How well did they guess what really came next?
+# The stream is normed a last time, and each row is multiplied with every row of the head's matrix [V, D]. That gives
+# the **logits**: one number for each of the 2,048 tokens of the vocabulary, at each of the ten places.
 
 # %%
-every = softmax(trace["logits"][0])  # [T, V]
-real = every[np.arange(14), ids[1:]]
-for t in range(14):
-    best = model.tokenizer.token(int(every[t].argmax()))
-    print(f"after {trace.tokens[t]!r:10} it guessed {best!r:10} and gave {trace.tokens[t + 1]!r:10} {real[t]:6.1%}")
-print(f"mean loss {-np.log(real).mean():.3f}")
-loss, _ = model.loss_and_grads(ids[None], mtp_weight=0)
-np.testing.assert_allclose(loss.main, -np.log(real).mean(), rtol=1e-4)
+hidden = note("norm", norm(out, weights.norm.weight))
+logits = note("logits", hidden @ weights.lm_head.weight.T)  # [T, V]
+show("norm", "logits")
+assert list(mine) == trace.names()
+print(f"our list and the model's: {len(mine)} names, in the same order")
 
 # %% [markdown]
-# The mean of −log p over these guesses *is* the loss that training brings down: the number is the one that
-# `model.loss_and_grads` returns.
+# That is the promise of the beginning: every array that the model announced was made here, from the weights and what
+# came before, by the few functions on this page.
 #
-# ## And the token after that
-#
-# GLM-4.5 has one more layer. It takes the last states and the *next* token, and guesses the token after it: multi-token
-# prediction, [notebook 09](09-mtp.ipynb). We give it our own guess, `he`.
+# Softmax turns the logits of the **last** row into probabilities. The other nine rows guess tokens that we already
+# have; they matter in training.
 
 # %%
-longer = np.append(ids, guess)[None]
-beyond = model.mtp(longer, depth=1)[0, -1]  # from the state of `*` and the token `he`
-print(
-    "MTP layer:",
-    model.tokenizer.token(int(beyond.argmax())),
-    " main model one step later:",
-    model.tokenizer.token(int(model.forward(longer).logits[0, -1].argmax())),
-)
-assert beyond.argmax() == model.forward(longer).logits[0, -1].argmax()
+last = np.exp(logits[-1] - logits[-1].max())
+last /= last.sum()
+best = np.argsort(-last)[:5]
+for i in best:
+    print(f"{model.tokenizer.token(int(i))!r:10} logit {logits[-1, i]:6.2f}   probability {last[i]:.3f}")
+assert model.generate("def add(a, b):\n    return a +", max_new_tokens=1).ids == [best[0]]
 
 # %% [markdown]
-# Both say `ight`. The MTP layer said it a step earlier and for the price of one layer.
+# ` b`, and by far: what the name and the arguments ask for. ` a` comes next.
 #
-# ## What we have learnt
+# ## Who wrote that?
 #
-# A forward step is a lookup, then twelve additions to the same rows, then a comparison with a table. Attention moves
-# information between rows, experts work on each row alone, and everything that happens can be read from the trace.
-# The next notebooks look at many tokens instead of one step: [08a](08a-expert-load.ipynb) asks whether experts get
-# equal work, [08b](08b-specialisation.ipynb) whether they divide it in a way that means something.
+# The last norm divides a row by one number and multiplies each column by a weight; the head is a matrix. With that
+# number fixed, both are linear. So the logit of ` b` is a sum too, with one part for each branch, exactly.
+
+# %%
+token = best[0]
+scale = np.sqrt((out[-1] ** 2).mean() + config.rms_norm_eps)
+direction = weights.norm.weight * weights.lm_head.weight[token] / scale  # [D]
+average_direction = weights.norm.weight * weights.lm_head.weight.mean(axis=0) / scale
+parts = np.array([part[-1] @ direction for part in branches.values()])
+above = parts - np.array([part[-1] @ average_direction for part in branches.values()])
+np.testing.assert_allclose(parts.sum(), logits[-1, token], rtol=1e-4)
+assert (above > 0).all()
+assert set(np.argsort(-above)[:2]) == {9, 12}  # layer 4's attention, layer 5's experts
+print(f"sum of {len(parts)} parts {parts.sum():.3f}, the logit {logits[-1, token]:.3f}")
+
+# %% [markdown]
+# Adding the same number to all logits changes no probability. So the picture shows what a part gives to ` b` *above*
+# what it gives to the average token.
+
+# %%
+from minglm.look.plots import Picture
+
+figure = Picture(figsize=(7, 4), layout="constrained")
+ax = figure.subplots()
+colours = ["#999999"] + ["#0072B2", "#E69F00"] * 6
+bars = ax.barh(list(branches), above, color=colours, edgecolor="black")
+for bar in list(bars)[1::2]:
+    bar.set_hatch("//")  # attention: hatched, so that colour is not alone
+ax.axvline(0, color="black", linewidth=0.8)
+ax.invert_yaxis()
+ax.set_xlabel("logit of “ b” above the average logit (hatched: attention)")
+ax.set_title(f"glm-tiny, T = 10: which part of the stream asks for “ b”; sum {above.sum():.1f}")
+figure
+
+# %% [markdown]
+# The bars grow downwards: the embedding and the first layers hardly ask for ` b`, the last three layers do. The
+# longest are the experts of layer 5 and the attention of layer 4. What does that attention look at? The o_proj is
+# linear, so its bar falls apart again, into heads.
+
+# %%
+heads = mine["layers.4.self_attn.heads"][-1]  # [H, d]
+back = weights.layers[4].self_attn.o_proj.weight.reshape(-1, *heads.shape)  # [D, H, d]
+by_head = np.einsum("hd,Dhd,D->h", heads, back, direction - average_direction)
+assert np.isclose(by_head.sum(), above[9], rtol=1e-3)
+h = by_head.argmax()
+looks = mine["layers.4.self_attn.probs"][h, -1]
+assert set(np.argsort(-looks)[:2]) == {2, 4}  # "(a" and " b"
+print(f"by head {by_head}; head {h} looks at", *[f"{trace.tokens[s]!r} {looks[s]:.2f}" for s in np.argsort(-looks)[:4]])
+
+# %% [markdown]
+# One head gives the largest part, and from the place after `+` it looks at two tokens: ` b` and `(a`, the two arguments
+# of the function. It carries over what stands there.
+#
+# A warning. A bar says what a part writes *directly*. That head could find the arguments only because earlier layers
+# had marked them, and for that they get no bar. [15](15-patching.ipynb) takes parts away and looks at what follows.
+#
+# ## The draft
+#
+# GLM-4.5 has one more layer, of multi-token prediction (MTP), behind the last one. With the token ` b` in hand it
+# guesses the one *after* it, from the hidden state of the place before and the embedding of the new token.
+# [09](09-mtp.ipynb) is about it; here we only follow the arrays. Those have no trace, but the same kind of tap.
+
+# %%
+longer = np.append(ids, token)  # the ten tokens and the new one
+taps = {}
+drafts = model.mtp(longer[None], tap=lambda name, array: taps.update({name: array.copy()}))[0]
+beyond = [name for name in taps if name not in listed]
+print(len(taps), "arrays, of which", len(beyond), "of the MTP layer; drafts", drafts.shape)
+print(*[name for name in beyond if ".experts." not in name][:5], "…", beyond[-1], sep="\n")
+
+# %% [markdown]
+# Row i joins the hidden state of token i, after the final norm, with the embedding of token i + 1, both normed; a
+# matrix [D, 2·D] brings the pair back to D numbers. Then comes a decoder layer like all others: we use our own
+# function, and `note` compares with the new taps. `glm-tiny` has one table and one head for both, trunk and MTP layer.
+
+# %%
+arrays |= {name: taps[name] for name in beyond}
+mtp = weights.mtp[0]
+assert np.allclose(taps["norm"][0, :10], hidden, atol=1e-3)  # an eleventh token changes nothing before it
+new = note("layers.6.embed_tokens", weights.embed_tokens.weight[longer[1:]])  # [T − 1, D]
+pair = note("layers.6.enorm", norm(new, mtp.enorm.weight)), note("layers.6.hnorm", norm(hidden, mtp.hnorm.weight))
+joined = note("layers.6.eh_proj", np.concatenate(pair, axis=-1) @ mtp.eh_proj.weight.T)
+out = whole_layer(joined, mtp.block, "layers.6.")
+read = note("layers.6.shared_head.norm", norm(out, mtp.shared_head.norm.weight))
+assert list(mine)[-len(beyond) :] == beyond
+show("layers.6.enorm", "layers.6.hnorm", "layers.6.eh_proj", "layers.6.out", "layers.6.shared_head.norm")
+
+# %% [markdown]
+# The head makes logits of it. The last row's best token is the draft. Does the model itself, in its next step, choose
+# the same?
+
+# %%
+ours = read @ weights.lm_head.weight.T
+np.testing.assert_allclose(ours, drafts, rtol=1e-3, atol=1e-3)
+draft, choice = int(ours[-1].argmax()), int(model.forward(longer[None]).logits[0, -1].argmax())
+print(f"drafted {model.tokenizer.token(draft)!r}, chosen {model.tokenizer.token(choice)!r}")
+assert draft != choice
+
+# %% [markdown]
+# Nearly: two line ends where the model wants three. So this draft is thrown away, and the model goes on with its own
+# token. A draft never changes the text, it only saves time where it is right; [09](09-mtp.ipynb) counts how often.
+#
+# ## The same step in GLM-4.5
+#
+# The functions above would run GLM-4.5, as its config differs in numbers only. What would one step of ten tokens be?
+
+# %%
+from minglm.look.trace import estimate_bytes
+
+for its, name in ((config, "glm-tiny"), (big, "GLM-4.5")):
+    counts = its.count_parameters()
+    print(f"{name:9} {its.num_hidden_layers:3} layers, stream of {its.hidden_size:,}, logits of {its.vocab_size:,}")
+    share = counts.report_active / counts.report_total  # counted as its authors do: without embedding and head
+    print(f"{'':9} {share:.0%} of its parameters work for a token")
+    print(f"{'':9} at most {estimate_bytes(its, 1, 10) / 1e6:,.1f} MB for every array of ten tokens, in float32")
+
+# %% [markdown]
+# ## What was learnt
+#
+# A forward step is one stream of rows: the sum of 13 parts here, and of 185 in GLM-4.5. Each part but the first is
+# computed from a normed copy of the stream. Between the prompt and the token there are only the steps that the list
+# names, and each is a few lines of NumPy. Who writes what can be read off exactly, since the last steps are linear.
+#
+# Next: [08a](08a-expert-load.ipynb), which asks of many tokens what this notebook asked of ten: who went where, and is
+# the work shared evenly?
 #
 # ## Questions
 #
-# 1. Put a space after the star. Is the guess still the right one? Look at `trace.tokens` before you blame the model.
-# 2. Leave out one contribution, `layers.3.self_attn.o`, from the sum, norm what remains and multiply with the head.
-#    Does the guess change? Is that the same as running the model without that attention?
-# 3. The logits of all positions cost 15 rows times 2,048 products, and only the last row is used in writing. With
-#    GLM-4.5's vocabulary of 151,552 and D = 5,120, how many operations does a prompt of 1,000 tokens save if only the
-#    last row is computed? (`model.generate` does so.)
+# 1. `model.forward(ids, tap=lambda name, array: array * 0 if name == "layers.4.self_attn.o" else None)` leaves one part
+#    out. Does the logit of ` b`, above the average, fall by the length of its bar? Why not?
+# 2. Trace the prompt with `(c` for `(a`. Which rows of which arrays stay the same to the last bit, and why those?
+# 3. Take the ten tokens, and then ` b`, through the model with `cache = model.new_cache()`. In the second step, which
+#    arrays (seen by a tap) have an axis of length 11, and which have only one row?
