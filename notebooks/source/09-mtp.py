@@ -147,9 +147,7 @@ draft = int(model.mtp(np.append(text[0], chosen)[None])[0, -1].argmax())
 checked = model.forward(np.append(text[0], [chosen, draft])[None]).logits[0]
 own, free = int(checked[-2].argmax()), int(checked[-1].argmax())
 name = model.tokenizer.token
-print(
-    f"written {name(chosen)!r}, draft {name(draft)!r}, the model's own choice {name(own)!r}; then {name(free)!r} is free"
-)
+print(f"written {name(chosen)!r}, draft {name(draft)!r}, its own choice {name(own)!r}; then {name(free)!r} is free")
 
 # %% [markdown]
 # If the draft is wrong, the model's own choice stands in its place; nothing is lost but the time of the draft. So a
