@@ -1,1 +1,0 @@
-"""Learning by doing: models with real bugs to be found."""
