@@ -22,7 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    if given.run is _diff and len(more) == 1 and not more[0].startswith("-"):
+        given.prompt = more.pop()  # argparse takes no optional argument behind options once A and B were before them
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if given.run is None:
         parser.print_help()
         return 0

@@ -106,6 +106,13 @@ def test_is_small(source):
 
 
 @every_notebook
+def test_pictures_have_words_for_them(source):
+    for output in outputs(read(source)):
+        if "image/png" in output.get("data", {}):
+            assert len(output.metadata["image/png"]["alt"]) > 10
+
+
+@every_notebook
 def test_links_lead_somewhere(source):
     for text in cells(read(source), "markdown"):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
