@@ -12,7 +12,8 @@ _CLOSE = 1e-6
 
 def describe(task: Exercise, inputs: Inputs, found: Outputs) -> list[str]:
     """Sentences about each output that differs from the truth."""
-    truth = task.truth(inputs)
+    with np.errstate(all="ignore"):
+        truth = task.truth(inputs)
     lines = []
     for name, wanted in truth.items():
         if distance(found[name], wanted) > task.tolerance:
@@ -24,6 +25,8 @@ def describe(task: Exercise, inputs: Inputs, found: Outputs) -> list[str]:
 
 
 def _sentences(name: str, letters: list[str], found: Array, wanted: Array) -> Iterator[str]:
+    if not np.isfinite(found).all():
+        yield f"{name} has NaN or infinity: somewhere 0/0, ∞ − ∞, an overflow, or the root of a negative number."
     if found.dtype.kind in "iub":
         share = float((found == wanted).mean())
         yield f"{name}: {share:.0%} of its entries are right."

@@ -65,7 +65,9 @@ EXERCISE = Exercise(
         Mistake("axis_all", {"axis": None}, "one mean is taken over all rows together"),
         Mistake("axis_tokens", {"axis": 0}, "the mean is taken down the columns, over tokens"),
         Mistake("weight_first", {"weigh": "before"}, "the weight is multiplied in before the norm"),
-        Mistake("one_plus_w", {"weigh": "one plus"}, "the weight is used as 1 + weight (Gemma does so; GLM-4.5 does not)"),
+        Mistake(
+            "one_plus_w", {"weigh": "one plus"}, "the weight is used as 1 + weight (Gemma does so; GLM-4.5 does not)"
+        ),
     ),
     axes={"y": ".. D"},
     outputs=one("y"),

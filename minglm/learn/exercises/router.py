@@ -58,11 +58,11 @@ def dense(inputs: Inputs, returned: Any) -> Outputs:
 
 
 def cases() -> Sequence[Case]:
-    """Three of eight experts, biases that change many choices, a scale that is not 1; margins that no rounding moves."""
+    """Three of eight experts, biases that change many choices, a scale that is not 1, no near ties."""
     rng = default_rng(2)
     made = []
-    for point, normalise in (("normalised", True), ("normalised", True), ("normalised", True),
-                             ("not normalised", False), ("not normalised", False), ("not normalised", False)):  # fmt: skip
+    for normalise in (True, True, True, False, False, False):
+        point = "normalised" if normalise else "not normalised"
         h, gate = rng.standard_normal((40, 6)), rng.standard_normal((8, 6)) * 0.7
         bias = 0.25 * rng.choice([-1, 1], 8) * rng.uniform(0.6, 1.4, 8)
         ranked = -np.sort(-(sigmoid(h @ gate.T) + bias), axis=-1)
