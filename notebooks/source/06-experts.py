@@ -256,11 +256,11 @@ for name in ("glm-tiny", "GLM-4.5-Air", "GLM-4.5"):
     n = c.count_parameters()
     one = 3 * c.hidden_size * c.moe_intermediate_size
     sparse = c.num_hidden_layers - c.first_k_dense_replace
-    print(f"{name}: K/E = {c.num_experts_per_tok}/{c.n_routed_experts}, an expert has {one:,} weights")
+    visited, there = sparse * c.num_experts_per_tok, sparse * c.n_routed_experts
+    print(f"{name}: a token visits {visited} of {there:,} routed experts of {one:,} weights")
     print(
         f"   trunk {n.trunk:,}, active {n.trunk_active:,}; routed experts are "
-        f"{sparse * c.n_routed_experts * one / n.trunk:.0%} of the trunk and "
-        f"{sparse * c.num_experts_per_tok * one / n.trunk_active:.0%} of what is active"
+        f"{there * one / n.trunk:.0%} of the trunk and {visited * one / n.trunk_active:.0%} of what is active"
     )
 assert (round(n.report_total / 1e9), round(n.report_active / 1e9)) == (355, 32)
 print(f"GLM-4.5 as the report counts: {n.report_total:,} and {n.report_active:,}")
