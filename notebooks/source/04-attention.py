@@ -114,7 +114,7 @@ assert probs[12].argmax() == 5
 # so; training found that looking up *what came next the last time* is a good way to guess what comes next. Heads that
 # do it are called induction heads (arXiv 2209.11895).
 #
-# One row of one text shows little. The usual test leaves no other reason: 24 tokens drawn at random, then the same 24
+# One row of one text shows little. The usual test leaves meaning out: 24 tokens drawn at random, then the same 24
 # again. How much does each head, at a token's second occurrence, look at what followed the first?
 
 # %%
@@ -128,7 +128,7 @@ assert np.delete(looks.ravel(), [27, 28, 29]).max() < 0.05  # heads 3, 4, 5 of l
 
 # %% [markdown]
 # Three heads of 36 do it, all in layer 4, and on tokens that mean nothing. They are heads 3, 4 and 5: the three that
-# read key/value head 1. The others give that token no more than an even look would.
+# read key/value head 1. All others give that token about what an even look would, or less.
 #
 # Rows sum to 1. Columns do not, and need not: a column's sum says how much a token is listened to by all later ones.
 
@@ -153,8 +153,8 @@ assert (zeroed[5, 6:].sum() > 0) & (late[5].sum() < 0.99)
 # %% [markdown]
 # The first leak is small here, because the scores that this token may see are large; where they are all far below 0
 # nearly everything would leak. The second mistake leaves a twentieth of a row: the softmax had already given the rest
-# to the future. In training such a leak is a catastrophe of the pleasant sort: the loss falls wonderfully,
-# because the answer is in the input.
+# to the future. In training such a leak is a catastrophe of the pleasant sort: the loss falls wonderfully, because the
+# answer is in the input.
 #
 # ## All heads, and who shares
 #
@@ -228,7 +228,7 @@ print("size of what each head writes for token 12:", np.linalg.norm(by_head[:, 1
 #
 # ## Writing: what has to be remembered
 #
-# A text is written one token at a time. What does token 18 need of tokens 0 … 17? Only their keys and values: nobody
+# A text is written one token at a time. What does token 17 need of tokens 0 … 16? Only their keys and values: nobody
 # looks ahead, so nothing in the earlier rows depends on it, and their queries were asked long ago. Keep the keys
 # (turned) and the values: that is the **KV cache**.
 #

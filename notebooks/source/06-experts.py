@@ -73,7 +73,7 @@ assert abs(ratio - 1) > 0.05
 #
 # In symbols the routed part is, for token t,
 #
-# $$ y_t = \sum_{k} w_{t,k} \; \mathrm{expert}_{i_{t,k}}(x_t) $$
+# $$ y_t = \sum_{k} w_{t,k} \mathrm{expert}_{i_{t,k}}(x_t) $$
 #
 # The plainest program asks all E experts about all tokens and gives a weight of 0 to those that were not picked. It
 # is the definition, and a good reference. It does E/K times too much work.
@@ -154,8 +154,9 @@ np.testing.assert_allclose(routed + always, out, atol=1e-4)
 print("routed + shared = the layer's MLP, for all", N, "tokens")
 
 # %% [markdown]
-# `routed_scaling_factor` is already in the routed weights. To multiply the shared expert by it, too, is a known bug
-# of several programs. How large are the two parts, in all layers?
+# `routed_scaling_factor` is already in the routed weights. To multiply the shared expert by it, too, breaks no shape;
+# nor does forgetting it (sglang pull request 8333) or applying it twice (sglang-das pull request 150). How large are
+# the two parts, in all layers?
 
 # %%
 layers = range(config.first_k_dense_replace, config.num_hidden_layers)
