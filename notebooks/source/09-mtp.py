@@ -182,7 +182,7 @@ for said, first in (("right", 1), ("position 0 zeroed", 0)):
     t_short[:, 0] *= first
     guess = read_out(run_layer(t_short, s_short)).argmax(axis=-1)[:, :-1]
     by_row[said] = 100 * np.mean(guess == begin.logits.argmax(axis=-1)[:, 1:-1], axis=0)
-assert by_row["right"][0] > by_row["position 0 zeroed"][0] + 15
+assert by_row["right"][0] > 2 * by_row["position 0 zeroed"][0]
 assert np.abs(by_row["right"] - by_row["position 0 zeroed"])[1:].max() < 5
 
 # %%
@@ -316,6 +316,11 @@ def drafts(text, count):
     return text[start:]
 
 
+# %% [markdown]
+# The check is one call of `forward`. Its last four rows are what we want: the logits after the chosen token, and after
+# each of the three drafts.
+
+# %%
 guessed = drafts(text, 3)
 checked = model.forward([np.append(text, guessed)]).logits[0, len(text) - 1 :]  # [4, V] after the token, and each draft
 own = checked.argmax(axis=-1)
