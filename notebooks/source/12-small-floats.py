@@ -115,7 +115,7 @@ for name, (kind, largest, colour, line) in formats.items():
     axes.plot(x.reshape(-1, 40)[:, 20], off.reshape(-1, 40).max(axis=1), line, color=colour, linewidth=2, label=name)
 axes.axhline(1 / 16, color="black", linewidth=1, label="1/16")
 axes.set_title("Rounding to the nearest value that a format has", fontsize=10, loc="left")
-axes.legend(fontsize=9, loc="lower right")
+axes.legend(fontsize=9, loc="lower center", ncols=4, bbox_to_anchor=(0.5, 0.24))
 picture
 
 # %% [markdown]
@@ -190,22 +190,26 @@ def int8(weight):
 
 
 ways = {"int8": int8, "fp8": lambda w: SmallFloats.of("fp8", w), "fp8-block": lambda w: SmallFloats.of("fp8-block", w)}
-for factor in (1, 10, 1_000, 100_000):
+print({name: f"{error(keep(weight)):.2%}" for name, keep in ways.items()})
+
+# %% [markdown]
+# Without an outlier int8 is the most exact: it spends its 255 values evenly, and weights of one row are of similar
+# size. And with one? Predict: which of the three spoils the whole matrix, and which is spoilt by a factor of only 10?
+
+# %%
+for factor in (10, 1_000, 100_000):
     spoilt = weight.copy()
     spoilt[0, 0] = factor * np.abs(weight).max()
     found = {}
     for name, keep in ways.items():
         kept = keep(spoilt).astype(np.float32)
         found[name] = error(kept[0, 1:], weight[0, 1:]), error(kept[1:], weight[1:])
-    print(
-        f"× {factor:7,}: ",
-        "; ".join(f"{n}: its row {own:6.1%}, others {rest:5.1%}" for n, (own, rest) in found.items()),
-    )
+    shown = (f"{name}: its row {own:6.1%}, others {rest:5.1%}" for name, (own, rest) in found.items())
+    print(f"× {factor:7,}: ", "; ".join(shown))
 assert found["fp8"][1] < 0.03 < found["fp8-block"][1]
 
 # %% [markdown]
-# Without an outlier int8 is the more exact one: it spends its 255 values evenly, and weights of one row are of
-# similar size. But an outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0.
+# An outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0.
 # FP8 does not even notice 1,000: its window spans a factor of 448 / 2⁻⁶ = 28,672. Only with 100,000 do the others
 # fall out of it. Then it matters who shares the scale: with one for each row the damage stays in the row, with a
 # block it reaches the whole matrix, which fits into one block here.
@@ -481,6 +485,11 @@ def rounded(x, largest, to=ml_dtypes.float8_e4m3fn, limit=448):
     return (np.round(codes) if to is int else codes.astype(to).astype(np.float32)) * scale
 
 
+# %% [markdown]
+# The second function is the rounding of both formats: bring the largest number to the limit, round, bring it back. It
+# clips first, for the reason seen above.
+
+# %%
 prose = "".join(document.text for document in heldout_documents("prose"))[:1500]
 x, seen = inputs(code[:1500]), np.abs(inputs(prose)).max()
 largest = np.abs(x).max(axis=1, keepdims=True)  # [T, 1]
