@@ -301,7 +301,7 @@ class Model:
         from minglm.formats.checkpoint import save_checkpoint
         from minglm.formats.gguf_file import save_gguf
 
-        if Path(folder).suffix == ".gguf":
+        if Path(folder).name.lower().endswith(".gguf"):
             save_gguf(folder, self.config, self.params, dtype, self.tokenizer, self.chat_template)
             return
         if self.tokenizer is None and (Path(folder) / "tokenizer.json").exists():
@@ -392,11 +392,18 @@ class Model:
 
     # -- showing ---------------------------------------------------------------------------------------------
 
+    @property
+    def storage(self) -> str:
+        """How the weights are kept: a dtype that `load` takes."""
+        from minglm.look.parts import storage_of
+
+        return storage_of(self.params)
+
     def __repr__(self) -> str:
         counts = self.config.count_parameters()
         return (
             f"Model({self.name}: {counts.total:,} parameters, {counts.active:,} active, "
-            f"{self.params.norm.weight.dtype.name}, {self.config.num_hidden_layers} layers + "
+            f"{self.storage}, {self.config.num_hidden_layers} layers + "
             f"{len(self.params.mtp)} MTP)"
         )
 
@@ -421,6 +428,10 @@ def load(name: str | Path, dtype: Any = None, mode: str = "memory", memory: floa
     from minglm.text.tokenizer import Tokenizer
 
     folder = find(name)
+    if memory is not None and (
+        isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 < memory < 2**62
+    ):
+        raise ValueError(f"memory = {memory!r} must be a number of bytes above 0, such as 5e9")
     if mode not in ("memory", "mmap"):
         raise ValueError(f"mode = {mode!r} is not there; take 'memory' or 'mmap'")
     if mode == "mmap":
@@ -470,8 +481,11 @@ def find(name: str | Path) -> Path:
     if not isinstance(name, str | Path) or not str(name):
         raise ValueError(f"a checkpoint is given as a folder or a name, got {name!r}")
     path = Path(name)
-    if path.is_dir():
-        return path
+    try:
+        if path.is_dir():
+            return path
+    except (OSError, ValueError) as error:  # a name longer than a name may be
+        raise ValueError(f"{str(name)[:60]} …: {error}") from None
     here = Path(__file__).resolve().parent
     for weights in (here / "weights", here.parent / "weights"):  # in a wheel; in a checkout
         if (weights / str(name) / "config.json").exists():

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from minglm.api import Model
@@ -9,10 +10,14 @@ from minglm.text.answer import AnswerStream, Said
 from minglm.text.template import Message
 from minglm.text.tools import ROUNDS, Tool, schema_of, turn
 
+with suppress(ImportError):  # not on Windows: line editing and a history for `input`
+    import readline  # noqa: F401
+
 HELP = (
     "Write a line. /think and /nothink: with thinking or without. /clear forgets the conversation, /quit ends it, "
     "Ctrl-C stops an answer."
 )
+END = ("/quit", "/exit", "quit", "exit")
 
 
 def chat(
@@ -34,7 +39,7 @@ def chat(
     if tools:
         print(f"Tools: {', '.join(tools)}")
     messages: list[Message] = []
-    while (line := _ask()) not in (None, "/quit"):
+    while (line := _ask()) not in (None, *END):
         if line == "/clear":
             messages.clear()
         elif line in ("/think", "/nothink"):
@@ -53,16 +58,22 @@ def chat(
             except KeyboardInterrupt:
                 del messages[before:]
                 print("\n(stopped)")
-            except ValueError as error:  # a full context, most likely: say so, and keep what was said before
+            except ValueError as error:  # keep what was said before
                 del messages[before:]
-                print(f"{error}\n(/clear makes room)")
+                room = "\n(/clear makes room)" if before and "context of" in str(error) else ""
+                print(f"{error}{room}")
 
 
 def _ask() -> str | None:
-    try:
-        return input("\n> ").strip()
-    except EOFError:
-        return None
+    """The next line; None at the end of input. Ctrl-C forgets a line that was begun; twice it ends the chat."""
+    for last in (False, True):
+        try:
+            return input("\n> ").strip()
+        except KeyboardInterrupt:
+            print("" if last else "\n(again, or /quit, ends the conversation)")
+        except (EOFError, RuntimeError):  # the latter: there is no input, or no output, at all
+            return None
+    return None
 
 
 def _answer(
@@ -76,16 +87,24 @@ def _answer(
 ) -> list[Message]:
     """Stream one answer, and run what it calls; returns the messages that come of it."""
     assert model.chat_template is not None
+    assert model.tokenizer is not None
     prompt = model.chat_template.render(messages, schemas, enable_thinking=thinking)
-    screen, text = _Screen(), ""
+    screen, text, reason = _Screen(), "", None
     answer = AnswerStream(schemas, opened=prompt.rstrip().endswith("<think>"))
+    decoder = model.tokenizer.stream()
     try:
-        for piece in model.stream(prompt, max_new_tokens, **options):
+        for step in model.steps(prompt, max_new_tokens, **options):
+            reason = step.stop_reason
+            piece = decoder.feed(step.id) if reason != "end token" else ""
             text += piece
             screen.show(answer.feed(piece))
-        screen.show(answer.finish())
+        rest = decoder.finish()
+        text += rest
+        screen.show([*answer.feed(rest), *answer.finish()])
     finally:
         screen.end()
+    if reason == "length":
+        print(f"(cut at {max_new_tokens} tokens)")
     said = turn(text, schemas or [], tools)
     for message in said[1:]:
         print(f"  = {message['content']}")
@@ -93,10 +112,10 @@ def _answer(
 
 
 class _Screen:
-    """Thinking dimmed where the output is a terminal, content as it is, calls on lines of their own."""
+    """Thinking dimmed, or in its tags where nobody watches; content as it is, calls on lines of their own."""
 
     def __init__(self) -> None:
-        self._dim = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        self._dim = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("<think>", "</think>")
         self._kind, self._at_start = "", True
 
     def show(self, said: list[Said]) -> None:

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = lambda message, *where, **more: print(f"minglm: {message}", file=sys.stderr)
     parser = _parser()
     given, more = parser.parse_known_args(arguments)
     if given.run is _diff and len(more) == 1 and not more[0].startswith("-"):
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError) as error:
-        print(f"minglm {given.command}: {error}", file=sys.stderr)
+        print(f"minglm {given.command}: {_as_options(str(error))}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"minglm {given.command}: not enough memory: {error}", file=sys.stderr)
@@ -46,11 +49,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+_OPTIONS = (  # what Python calls it, what it is called here
+    (r"draft_model=?", "--draft-model"), (r"draft(?: is |=| = )(\d+)", r"--draft \1"), (r"mode='mmap'", "--mmap"),
+    (r"engine='(\w+)'", r"--engine \1"), (r"max_new_tokens", "--tokens"), (r"leave dtype out", "leave out --dtype"),
+    (r"dtype='(\w+)'", r"--dtype \1"), (r"^memory\b", "--memory"), (r"\btop_k\b", "--top-k"), (r"\btop_p\b", "--top-p"),
+    (r"\bmin_p\b", "--min-p"),
+)  # fmt: skip
+
+
+def _as_options(message: str) -> str:
+    """An error of the Python face in the words of the command line."""
+    for python, here in _OPTIONS:
+        message = re.sub(python, here, message)
+    return message
+
+
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
 def _load(given: argparse.Namespace) -> minglm.Model:
     memory = None if given.memory is None else given.memory * 1e9
+    if given.model.lower().endswith(".gguf"):
+        raise ValueError(f"{given.model}: GGUF files are written here, not read; give the folder it was made of")
     return load(given.model, given.dtype, "mmap" if given.mmap else "memory", memory)
 
 
@@ -76,7 +96,10 @@ def _generate(given: argparse.Namespace) -> None:
     print(decoder.finish())
     residency = residency_of(model.params)
     read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
-    print(f"({Stats.of(0, steps)}{read})", file=sys.stderr)
+    ended = (
+        f"stopped by {steps[-1].stop_reason}" if steps[-1].stop_reason != "length" else f"cut at {given.tokens} tokens"
+    )
+    print(f"({Stats.of(0, steps)}, weights in {model.storage}, {ended}{read})", file=sys.stderr)
 
 
 def _chat(given: argparse.Namespace) -> None:
@@ -200,12 +223,15 @@ def _convert(given: argparse.Namespace) -> None:
     from minglm.formats.checkpoint import check_saved
 
     _check_new_folder(given)
-    one_file = given.to.endswith(".gguf")
+    one_file = given.to.lower().endswith(".gguf")
+    if given.dtype == "q8_0" and not one_file:
+        raise ValueError(f"q8_0 is for files of llama.cpp, and {given.to} is a folder; name a file ….gguf")
     model = load(given.model, "float32" if one_file else given.dtype)
     model.save(given.to, given.dtype)  # reads a GGUF file back itself
     if not one_file:
         check_saved(given.to, model.params, given.dtype)
-    print(f"saved {given.to} and read it back: {model!r}")
+    size = sum(path.stat().st_size for path in ([Path(given.to)] if one_file else Path(given.to).glob("*.safetensors")))
+    print(f"saved {given.to} and read it back: {given.dtype}, {size / 1e6:,.1f} MB, from {model!r}")
 
 
 def _new(given: argparse.Namespace) -> None:
@@ -219,6 +245,8 @@ def _new(given: argparse.Namespace) -> None:
 
 def _check_new_folder(given: argparse.Namespace) -> None:
     to = Path(given.to)
+    if to.is_file() and to.suffix.lower() != ".gguf":
+        raise ValueError(f"{given.to} is a file; wanted a folder, or a file ….gguf")
     ours = ("config.json", "*.safetensors", "*.index.json", "tokenizer*.json", "chat_template.jinja")
     there = [path.name for pattern in ours for path in sorted(to.glob(pattern))]
     if (to.is_file() or there) and not given.force:
@@ -405,7 +433,9 @@ def _command(
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", help="how weights are kept: float32 (default), bfloat16, fp8, …")
+    parser.add_argument(
+        "--dtype", help="how weights are kept: float32 (default), float64, float16, bfloat16, fp8, fp8-block, mxfp4"
+    )
     parser.add_argument("--mmap", action="store_true", help="leave them in the files and read what a token needs")
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="with --mmap: how much of the files may stay in memory"
@@ -419,7 +449,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the best that reach this probability")
     parser.add_argument("--min-p", type=float, default=0.0, help="leave out tokens below this share of the best")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--draft", type=int, default=0, metavar="N", help="guess N tokens ahead: faster, same text")
+    parser.add_argument(
+        "--draft",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess N tokens ahead: greedy text stays the same; pays on large models",
+    )
     parser.add_argument("--draft-model", metavar="MODEL", help="who guesses (default: the model's own MTP layer)")
 
 

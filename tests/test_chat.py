@@ -1,5 +1,6 @@
 """The chat format: every render GLM-4.5's template is known by, and reading answers back."""
 
+import functools
 import itertools
 import json
 import time
@@ -742,3 +743,46 @@ def test_a_template_like_glm_47_s_renders_and_its_answers_are_read():
             list(stream.feed(text[start : start + size]))
         stream.finish()
         assert stream.answer == wanted
+
+
+def test_whatever_a_tool_does_is_said():
+    class Untold(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def leaves():
+        raise SystemExit(7)
+
+    def fails():
+        raise Untold
+
+    def halves():
+        return "a\ud800b"
+
+    tools = {"leaves": leaves, "fails": fails, "halves": halves}
+    assert [call_tool(ToolCall(name, {}), tools) for name in tools] == ["error: 7", "error: Untold", "a?b"]
+
+    def stops():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call_tool(ToolCall("stops", {}), {"stops": stops})
+
+
+def test_functions_whose_annotations_say_nothing():
+    def odd(x: "Nope"):  # noqa: F821
+        return x
+
+    async def later(x: int):
+        return x
+
+    for function, says in ((odd, "tool odd: its annotations cannot be read: NameError"), (later, "plain function"),
+                           (functools.partial(odd), "plain function")):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            schema_of(function)
+
+
+def test_a_tool_file_that_exits(tmp_path):
+    (tmp_path / "t.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(ValueError, match=r"t\.py: SystemExit: 3"):
+        tools_in(tmp_path / "t.py")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -224,7 +225,7 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
         (["eval", "FOLDER", "--only", "tools"], "it wants a context of 512 tokens, the model has 256"),
         (["eval", "FOLDER", "--save", "TMP"], "Is a directory"),
         (["new", "GLM-9", "x"], "no preset"),
-        (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "max_new_tokens"),
+        (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "--tokens = 0"),
         (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),
         (["routing", "--model", "FOLDER", "TMP"], "no text in it"),
         (["routing", "--model", "FOLDER", "TMP/novel.txt"], "no such file or folder"),
@@ -276,26 +277,97 @@ def test_routing_takes_text_longer_than_any_file_name(folder, tmp_path, capsys):
 
 
 def test_a_full_context_does_not_end_the_chat(folder, capsys, monkeypatch):
-    lines = iter(["x" * 300, "Bye", "/quit"])
+    lines = iter(["x" * 300, "Bye", "x" * 300, "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
     assert code == 0
-    assert "context of 256" in out
-    assert "/clear makes room" in out
+    assert out.count("context of 256") == 2
+    assert out.count("/clear makes room") == 1  # where there is something to clear
+    assert "(cut at 4 tokens)" in out
+
+
+def test_ctrl_c_at_the_prompt_forgets_the_line_and_twice_ends(folder, capsys, monkeypatch):
+    answers = iter([KeyboardInterrupt, "/think", KeyboardInterrupt, KeyboardInterrupt, "never asked"])
+
+    def ask(prompt):
+        said = next(answers)
+        if said is KeyboardInterrupt:
+            raise said
+        return said
+
+    monkeypatch.setattr("builtins.input", ask)
+    code, out, _ = run(capsys, "chat", "--model", folder)
+    assert code == 0
+    assert out.count("again, or /quit") == 2
+    assert "(with thinking)" in out
+    assert next(answers) == "never asked"
+
+
+@pytest.mark.parametrize("end", ["/quit", "/exit", "exit", RuntimeError("input(): lost sys.stdin"), EOFError()])
+def test_ways_to_end_a_chat(folder, capsys, monkeypatch, end):
+    def ask(prompt):
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert run(capsys, "chat", "--model", folder)[0] == 0
+
+
+def test_the_command_line_speaks_of_its_options(folder, capsys):
+    for arguments, says in (
+        (["--draft-model", "glm-nano"], "--draft-model is given but --draft 0"),
+        (["--memory", "1"], "give it with --mmap"),
+        (["--mmap", "--memory", "-1"], "--memory = -1000000000.0 must be a number of bytes above 0"),
+        (["--mmap", "--memory", "nan"], "must be a number of bytes above 0"),
+        (["--mmap", "--memory", "1e300"], "must be a number of bytes above 0"),
+        (["--mmap", "--dtype", "fp8"], "leave out --dtype"),
+        (["--dtype", "float16"], "--engine numpy"),
+        (["--top-k", "-1"], "--top-k = -1"),
+        (["--model", "x.gguf"], "GGUF files are written here, not read"),
+    ):
+        assert main(["generate", "ab", *arguments]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_convert_says_what_was_written(folder, capsys, tmp_path):
+    assert main(["convert", "glm-nano", str(tmp_path / "m"), "--dtype", "fp8"]) == 0
+    assert re.search(r"read it back: fp8, \d+\.\d MB, from Model\(.*, fp8, ", capsys.readouterr().out)
+    assert main(["convert", "glm-nano", str(tmp_path / "n"), "--dtype", "q8_0"]) == 2
+    assert "name a file ….gguf" in capsys.readouterr().err
+    (tmp_path / "plain").touch()
+    assert main(["convert", "glm-nano", str(tmp_path / "plain"), "--force"]) == 2
+    assert "is a file; wanted a folder" in capsys.readouterr().err
+
+
+def test_generate_says_how_weights_are_kept_and_why_it_ended(capsys):
+    assert main(["generate", "def f", "--tokens", "3", "--dtype", "fp8"]) == 0
+    assert "weights in fp8, cut at 3 tokens" in capsys.readouterr().err
+
+
+def test_warnings_are_one_line(capsys, tmp_path):
+    minglm.new(minglm.PRESETS["micro"].replace(num_nextn_predict_layers=0)).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("minglm: ")
+    assert "multi-token-prediction" in said
+    assert said.count("\n") == 1
 
 
 def test_ctrl_c_stops_an_answer_and_unknown_commands_are_explained(folder, capsys, monkeypatch):
     lines = iter(["/help", "Hi", "Bye", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    real, calls = Model.stream, []
+    real, calls = Model.steps, []
 
-    def stream(self, prompt, *args, **options):
+    def steps(self, prompt, *args, **options):
         calls.append(prompt)
         if len(calls) == 1:
             raise KeyboardInterrupt
         return real(self, prompt, *args, **options)
 
-    monkeypatch.setattr(Model, "stream", stream)
+    monkeypatch.setattr(Model, "steps", steps)
     code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
     assert code == 0
     assert "(stopped)" in out

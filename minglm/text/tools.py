@@ -73,9 +73,15 @@ def call_tool(call: ToolCall, tools: Mapping[str, Tool]) -> str:
     if call.name not in tools:
         return f"error: no tool {call.name!r}; there are: {', '.join(tools) or 'none'}"
     try:
-        return str(tools[call.name](**call.arguments))
-    except Exception as error:  # a tool can raise anything, also for arguments that it does not have
-        return f"error: {error}"
+        said = str(tools[call.name](**call.arguments))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a tool can raise anything, also for arguments that it does not have, or exit
+        try:
+            said = f"error: {error or type(error).__name__}"
+        except Exception:  # an error that cannot be told
+            said = f"error: {type(error).__name__}"
+    return said.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be tokenised
 
 
 # -- Python functions as tools -----------------------------------------------------------------------------------
@@ -88,9 +94,14 @@ def schema_of(function: Tool) -> dict[str, Any]:
     parameters with the types of their annotations. Raises ValueError for parameters that a call cannot name, and for
     annotations that JSON has no word for."""
     name = getattr(function, "__name__", "")
+    if not name or inspect.iscoroutinefunction(function):
+        raise ValueError(f"a tool is a plain function with a name, not {function!r}")
     properties: dict[str, Any] = {}
     required = []
-    hints = typing.get_type_hints(function)
+    try:
+        hints = typing.get_type_hints(function)
+    except Exception as error:  # it runs what stands in the annotations
+        raise ValueError(f"tool {name}: its annotations cannot be read: {type(error).__name__}: {error}") from error
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ValueError(f"tool {name}: {parameter} cannot be given by name; write its parameters out")
@@ -119,7 +130,9 @@ def tools_in(path: str | Path) -> dict[str, Tool]:
     path = Path(path)
     try:
         found = runpy.run_path(str(path))
-    except Exception as error:  # it may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # it may raise anything, or exit
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     tools: dict[str, Tool] = {
         name: each
