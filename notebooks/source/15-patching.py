@@ -377,8 +377,10 @@ def put(step, place, array=None):
 steps = ["embed_tokens", *(f"layers.{i}.out" for i in range(6))]
 places = [*range(6, 11), 21, *range(30, 34)]
 carried = np.array([[effect(put(step, place)) for place in places] for step in steps])  # [7, places]
-names = [f"{place} {tokenizer.token(int(clean[0, place]))}" for place in places]
-plots.plot_array(carried, "step place", "effect of one patched state", rows=steps, columns=names)
+names = [f"{place}:{tokenizer.token(int(clean[0, place]))}" for place in places]
+plots.plot_array(
+    carried.round(2) + 0.0, "step place", "effect of one patched state, rounded", rows=steps, columns=names
+)
 
 # %% [markdown]
 # Two columns have numbers, all others are 0 or nearly. At place 8, the digit itself, the effect is 1 from the embedding
@@ -439,7 +441,7 @@ def put_head(layer, head, where=slice(-1, None)):
 # %%
 heads = np.array([[effect(put_head(layer, head)) for head in range(6)] for layer in range(6)])
 plots.plot_array(
-    heads, "layer head", "effect of one patched head", rows=range(6), columns=[f"head {h}" for h in range(6)]
+    heads.round(2) + 0.0, "layer head", "effect of one patched head, rounded", rows=range(6), columns=range(6)
 )
 
 # %% [markdown]
@@ -499,8 +501,9 @@ assert right([(4, 3)]) == right([(4, 5)]) == 1
 assert right([(4, 3), (4, 5)]) < 0.6 < 0.9 < min(control)
 
 # %% [markdown]
-# Neither is needed, and without both it fails. They do the same work, and one suffices. Removing parts one at a time,
-# as we did with the experts, never sees such a pair: each looks worthless. That is a limit of all our prices above.
+# Neither is needed, and without both most answers are wrong (sixteen prompts: the share itself is rough). They do the
+# same work, and one suffices. Removing parts one at a time, as we did with the experts, never sees such a pair: each
+# looks worthless. That is a limit of all our prices above.
 #
 # It is seen in the text, too. Here the two heads are silent at every new token while a whole answer is written; the
 # control silences two others.
@@ -515,7 +518,7 @@ assert written["heads 0, 4"] == written["healthy"] != written["heads 3, 5"]
 
 # %% [markdown]
 # It still thinks in steps, in the right form, and adds each pair correctly. It only no longer knows *which* digits to
-# add. One ability is gone, copying from the question, and the others are whole. That is what a clean intervention
+# add. One ability is damaged, copying from the question, and the others are whole. That is what a clean intervention
 # looks like.
 #
 # ## What must not be concluded
@@ -539,5 +542,5 @@ assert written["heads 0, 4"] == written["healthy"] != written["heads 3, 5"]
 # 1. Patch `layers.4.self_attn.heads` at the last place with both carriers at once. Is the effect the sum of the two?
 # 2. Exchange the outputs of heads 3 and 5 of layer 4 with each other. Then those of heads 3 and 4. Why does the first
 #    hardly change the logits? ([04](04-attention.ipynb): who shares keys and values?)
-# 3. Repeat the head table with `layers.*.self_attn.o` silenced one layer at a time instead of patched. Which layer is
-#    needed that carried nothing?
+# 3. Silence `layers.i.self_attn.o` at all places, for one layer i at a time, and count the right answers. Which layers
+#    are needed that carried nothing to the last place? What might they do?
