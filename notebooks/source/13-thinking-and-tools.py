@@ -108,7 +108,8 @@ for how, colour, marker, shift in (("direct", "#d55e00", "s", 0.15), ("thinking"
     axes.errorbar(share, np.arange(5) + shift, xerr=across, fmt=marker, color=colour, capsize=3, label=how)
 chance = [np.mean([item.chance for item in items]) for items in asked.values()]
 axes.plot(chance, np.arange(5), "k|", markersize=18, label="blind guess")
-axes.set(yticks=range(5), yticklabels=[f"{name}, {size}" for name, size in sizes.items()], title="glm-tiny")
+axes.set_yticks(range(5), [f"{name}, {size}" for name, size in sizes.items()])
+axes.set_title("glm-tiny: exact answers, direct and with thinking")
 axes.invert_yaxis()
 axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 picture

@@ -147,6 +147,7 @@ assert solved[0] == 32
 
 # %%
 picture = Picture(figsize=(8, 3.6), layout="constrained")
+picture.suptitle("Eight patients beside the healthy model: how much worse the text, how many sums right", fontsize=11)
 left, other = picture.subplots(1, 2, sharey=True)
 cases = np.arange(1, 9)
 span = np.abs(np.stack([rise - low, high - rise]))[:, 1:]
