@@ -47,6 +47,11 @@ def route(model):  # -> int [T, layer, K]
 ours = route(model)
 untrained = route(minglm.new(model.config, seed=0))
 shuffled = specialisation.shuffled(ours, np.random.default_rng(0))
+
+# %% [markdown]
+# For each token also its text and its kind. The load of the shuffled choices is indeed ours:
+
+# %%
 (T, layers, K), E, numbers = ours.shape, model.config.n_routed_experts, range(1, 6)
 tokens = np.array([model.tokenizer.token(int(i)) for i in ids.reshape(-1)])
 kind = np.array(DOMAINS)[domains.reshape(-1)]
@@ -62,10 +67,15 @@ expert = 5
 for name in DOMAINS:
     of_kind = ours[kind == name, 4]  # [n, K], layer 5
     print(f"{name:14} {(of_kind == expert).any(axis=1).mean():6.1%} of its tokens at expert {expert}")
+print(f"uniform        {K / E:6.1%}")
+
+# %% [markdown]
+# The package counts the same, for all experts, layers and kinds.
+
+# %%
 names, shares = specialisation.domain_shares(ours, kind, E)  # [domain, layer, E]
 assert np.isclose(shares[names.index("direct"), 4, expert], (ours[kind == "direct", 4] == expert).any(axis=1).mean())
 assert shares[names.index("direct"), 4, expert] > 2 * shares[names.index("code"), 4, expert]
-print(f"uniform        {K / E:6.1%}")
 
 # %% [markdown]
 # An expert for direct answers, it seems: it gets more of their tokens than of any other kind. But direct answers are
@@ -294,6 +304,7 @@ def largest(choices):  # the largest lift of a pair, in each layer
     return np.where(np.eye(E, dtype=bool), 0, np.nan_to_num(found)).max(axis=(1, 2))
 
 
+# %%
 np.testing.assert_allclose(largest(shuffled), largest(ours))
 print("ours     ", largest(ours))
 print("untrained", largest(untrained))
@@ -432,17 +443,23 @@ table = next(each["rows"] for each in card["tables"] if "removing" in each["titl
 load = np.array([row["load"] for row in table])
 mean = np.array([np.mean(list(row["costs"].values())) for row in table])
 print(f"{len(table)} experts: correlation of load and cost {np.corrcoef(load, mean)[0, 1]:.2f}")
+
+# %% [markdown]
+# Hardly related. Which ones are the dearest, and for which kind of text?
+
+# %%
 dearest = sorted(table, key=lambda row: -row["cost"])[:4]
 assert {row["layer"] for row in dearest} == {1, 2}
 for row in dearest:
-    print(f"layer {row['layer']}, expert {row['expert']:2}: load {row['load']:.1%}, {row['worst']} {row['cost']:+.2f}")
+    place = f"layer {row['layer']}, expert {row['expert']:2}"
+    print(f"{place}: load {row['load']:.1%}, {row['worst']} {row['cost']:+.2f} bits")
 
 # %% [markdown]
-# Hardly related. The dearest ones stand in the first two layers that have experts, and are dear for direct or worked
+# They stand in the first two layers that have experts, and are dear for direct or worked
 # answers.
 #
 # And removal has its own limits. A model that had been *trained* without the expert would have spread its work. Costs
-# do not add up: two experts that can replace each other cost nothing apiece, and much as a pair.
+# need not add up either: two experts that can replace each other would cost nothing apiece, and much as a pair.
 #
 # ## What was learnt
 #
@@ -457,7 +474,7 @@ for row in dearest:
 #
 # 1. Fresh weights with other seeds give other routings. Is the largest lift of an untrained layer ever below ours? How
 #    many seeds do you need to say "ours is unusual"?
-# 2. Find a token with two first choices in layer 5, each in a third of its occurrences or more. What stands before
-#    it in the one case and in the other?
-# 3. Take away expert 1 *and* another one of layer 3 (the tap can set two columns). Is there a pair that costs far more
-#    than the sum of both?
+# 2. Find a token with two first choices in layer 5, each in a third of its occurrences or more. Which tokens stand
+#    before it in the one case and in the other?
+# 3. Take away expert 1 *and* another one of layer 3 (`np.isin(np.arange(E), [1, other])` in the tap). For which pairs
+#    is the cost on worked answers more, or less, than the sum of both?
