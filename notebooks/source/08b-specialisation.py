@@ -79,11 +79,11 @@ assert shares[names.index("direct"), 4, expert] > 2 * shares[names.index("code")
 
 # %% [markdown]
 # An expert for direct answers, it seems: it gets more of their tokens than of any other kind. But direct answers are
-# made of digits, signs and capital letters, and code has other tokens. Would a router that reads nothing but the token
-# look different?
+# made of digits, signs and capital letters, and code has other tokens. Would a router that reads nothing but the
+# token look different?
 #
-# That can be made. Shuffle the choices once more, but only among occurrences of the **same token**: whatever the token
-# explains stays, and the rest goes. In the picture the short black lines are this control.
+# That can be made. Shuffle the choices once more, but only among occurrences of the **same token**: whatever the
+# token explains stays, and the rest goes. In the picture the short black lines are this control.
 
 # %%
 picture = {"layers": numbers, "name": model.name}
@@ -158,7 +158,8 @@ print("one kind in a row", alone.bits - alone.control, "\nchanging rows    ", fo
 assert (alone.bits - alone.control).mean() > (found.bits - found.control).mean()
 
 # %% [markdown]
-# On average more, as one would expect where attention has seen nothing but one kind. Neither number is wrong; but the larger one is partly about the company, not the token.
+# On average more, as one would expect where attention has seen nothing but one kind. Neither number is wrong; but the
+# larger one is partly about the company, not the token.
 #
 # ## Vocabulary
 #
@@ -186,8 +187,9 @@ print(f"ours {mine.share}\nuntrained {theirs.share}\nshuffled {mine.control}   (
 
 # %% [markdown]
 # Ours is far above shuffled choices; and so is the *untrained* model. Nobody taught it anything: equal tokens have
-# equal embeddings, so even a random router treats them alike. So the height of the first line is by itself no sign of training; what is above the second is. In later layers the share is lower, in both, as the stream fills with other things than
-# the token.
+# equal embeddings, so even a random router treats them alike. So the height of the first line is by itself no sign of
+# training; what is above the second is. In later layers the share is lower, in both, as the stream fills with other
+# things than the token.
 #
 # Beware of rare tokens. One that occurs once goes to one expert in 100 % of its occurrences. Without the minimum of
 # ten:
@@ -204,8 +206,9 @@ assert (careless.control > 2 * mine.control).all()
 #
 # ## Thinking and answering at once
 #
-# Where does the token explain the least? Between two kinds of text that are made of the same tokens: direct answers (`2+3=5`)
-# and worked ones, where the steps are written out before the answer. That is what thinking looks like in this model.
+# Where does the token explain the least? Between two kinds of text that are made of the same tokens: direct answers
+# (`2+3=5`) and worked ones, where the steps are written out before the answer. That is what thinking looks like in
+# this model.
 
 
 # %%
@@ -270,8 +273,8 @@ print("bits", stricter.bits, "\none token explains", pair.control, "\ntwo tokens
 
 # %% [markdown]
 # Two tokens explain more than one, though a pair that occurs in one of the two kinds only counts as explained. From
-# layer 2 on it is still less than half. What is left needs more than these two tokens. We have not shown that it is about
-# *thinking*; we have shown that it is not the token, and not only its neighbour.
+# layer 2 on it is still less than half. What is left needs more than these two tokens. We have not shown that it is
+# about *thinking*; we have shown that it is not the token, and not only its neighbour.
 #
 # ## Who is picked together
 #
@@ -289,8 +292,8 @@ print(f"dice would give {specialisation.random_coactivation(E, K, lift=True):.2f
 plots.plot_coactivation(ours, E, layer=4, lift=True, **picture)
 
 # %% [markdown]
-# Most cells are light, a few dark ones stand out: experts 3 and 7 are picked together about six times as often as dice
-# would do it. (Dice give less than 1, as the two experts of a token must differ.)
+# Most cells are light, a few dark ones stand out: experts 3 and 7 are picked together about six times as often as
+# dice would do it. (Dice give less than 1, as the two experts of a token must differ.)
 #
 # Teams? Ask the controls. Shuffling is useless here: it deals out whole pairs, so every pair survives. What about
 # models that were never trained?
@@ -320,8 +323,8 @@ assert largest(untrained).max() > largest(ours).max()
 plots.plot_paths(ours, E, least=1.1, **picture)
 
 # %% [markdown]
-# Boxes are experts, as high as their share of the tokens, bands the tokens on their way; small experts are in the grey
-# box. Some bands are broad: many tokens share a way. Compared to what?
+# Boxes are experts, as high as their share of the tokens, bands the tokens on their way; small experts are in the
+# grey box. Some bands are broad: many tokens share a way. Compared to what?
 
 
 # %%
@@ -359,8 +362,8 @@ print(f"step {steps[4]}: {same.mean(axis=(0, 2))}   shuffled: {by_load}   K/E: {
 plots.plot_saturation(history, steps=steps, experts=E, **picture)
 
 # %% [markdown]
-# Lines for five layers, over the steps (on a log scale), from chance at the bottom to 100 % at the end. By step 500, a
-# twelfth of the run, half of the final experts are in place; then it goes slowly.
+# Lines for five layers, over the steps (on a log scale), from chance at the bottom to 100 % at the end. By step 500,
+# a twelfth of the run, half of the final experts are in place; then it goes slowly.
 #
 # Two cautions. The last point is 100 % by definition, and points near it are high because weights near the end hardly
 # move as the learning rate falls. And it is one text, with tokens that come again and again.
@@ -418,8 +421,9 @@ plots.plot_removal(costs, DOMAINS, loads, 3, errors, K, rows.batch.ids.size, mod
 # rest small, many of them in brackets, within two standard errors of nothing. (Of eighty cells about four would be
 # outside by chance. One is below zero by more: direct answers are predicted better *without* expert 11.)
 #
-# Expert 1 has the smallest load and the largest cost, and that on worked answers (and conversations, which
-# contain some). Expert 5 has the largest load and costs little, on no kind more than 0.05 bits: the next in order does nearly as well.
+# Expert 1 has the smallest load and the largest cost, and that on worked answers (and conversations, which contain
+# some). Expert 5 has the largest load and costs little, on no kind more than 0.05 bits: the next in order does nearly
+# as well.
 
 # %%
 order = loads.mean(axis=1).argsort()
@@ -463,16 +467,16 @@ for row in dearest:
 #
 # `glm-tiny`'s routing looks specialised in every way that people plot, and most of what is seen is the token: its
 # domain differences, its dictionary, its paths. Some is not, more in later layers, most clearly between worked and
-# direct answers. Strong pairs are there before training, and so is much of the dictionary. An expert's load says nothing of
-# its worth.
+# direct answers. Strong pairs are there before training, and so is much of the dictionary. An expert's load says
+# nothing of its worth.
 #
 # Next: [09](09-mtp.ipynb), the layer behind the last one. [15](15-patching.ipynb) comes back to taking parts away.
 #
 # ## Questions
 #
-# 1. Fresh weights with other seeds give other routings. Is the largest lift of an untrained layer ever below ours? How
-#    many seeds do you need to say "ours is unusual"?
+# 1. Fresh weights with other seeds give other routings. Is the largest lift of an untrained layer ever below ours?
+#    How many seeds do you need to say "ours is unusual"?
 # 2. Find a token with two first choices in layer 5, each in a third of its occurrences or more. Which tokens stand
-#    before it in the one case and in the other?
+# before it in the one case and in the other?
 # 3. Take away expert 1 *and* another one of layer 3 (`np.isin(np.arange(E), [1, other])` in the tap). For which pairs
-#    is the cost on worked answers more, or less, than the sum of both?
+# is the cost on worked answers more, or less, than the sum of both?
