@@ -553,6 +553,6 @@ for its, name in ((config, "glm-tiny"), (big, "GLM-4.5")):
 #
 # 1. `model.forward(ids, tap=lambda name, array: array * 0 if name == "layers.4.self_attn.o" else None)` leaves one part
 #    out. Does the logit of ` b`, above the average, fall by the length of its bar? Why not?
-# 2. Trace the prompt with `(c` for `(a`. Which rows of which arrays stay the same to the last bit, and why those?
+# 2. Trace the prompt with `(c` for `(a`. Which rows stay the same, but for rounding? And why is there rounding at all?
 # 3. Take the ten tokens, and then ` b`, through the model with `cache = model.new_cache()`. In the second step, which
 #    arrays (seen by a tap) have an axis of length 11, and which have only one row?

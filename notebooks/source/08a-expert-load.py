@@ -398,7 +398,7 @@ for tokens in (100, 1_000, 10_000):
 # ## Questions
 #
 # 1. Make all biases of `glm-tiny-balanced` zero (`gate.e_score_correction_bias[:] = 0` in each layer) and route again.
-#    Is the load of layer 3 what `without_bias` said of it? Why not?
+#    In which layer is MaxVio exactly what `without_bias` said, and why not in the others?
 # 2. Compute the load from `table.weights` instead of counts. Which experts look busier than they are, and would
 #    balancing by that number be better for the machines?
 # 3. How many tokens of dice does it take until their MaxVio is as large as that of a row of 256 real tokens? What does
