@@ -164,7 +164,7 @@ print(f"the whole matrix: error {error(eight):.2%} of the weights")
 
 # %%
 cast = weight.astype(ml_dtypes.float8_e4m3fn)
-smaller = weight / 16  # a model whose weights are smaller, as GLM-4.5's would be: D is 27 times as large
+smaller = weight / 16  # as if the model had been made with smaller weights
 print(f"cast without scale: error {error(cast):.2%}")
 cast, scaled = smaller.astype(ml_dtypes.float8_e4m3fn), SmallFloats.of("fp8", smaller)
 print(f"the same with all weights / 16: {error(cast, smaller):.2%} without scale, {error(scaled, smaller):.2%} with")
@@ -209,8 +209,8 @@ for factor in (10, 1_000, 100_000):
 assert found["fp8"][1] < 0.03 < found["fp8-block"][1]
 
 # %% [markdown]
-# An outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0.
-# FP8 does not even notice 1,000: its window spans a factor of 448 / 2⁻⁶ = 28,672. Only with 100,000 do the others
+# An outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0. FP8 does not even
+# notice 1,000: its window spans a factor of 448 / 2⁻⁶ = 28,672. Only with 100,000 do the others
 # fall out of it. Then it matters who shares the scale: with one for each row the damage stays in the row, with a
 # block it reaches the whole matrix, which fits into one block here.
 #
