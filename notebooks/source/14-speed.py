@@ -193,27 +193,29 @@ print(f"NumPy: {numpy_ms:.2f} ms a token, {numpy_ms / limit_ms:.0f} times what r
 
 
 # %%
-parts = {  # the first pattern that is found in a tap's name says the part
-    "attention": ("self_attn",),
-    "router": ("router", "biased", "expert_indices", "expert_weights"),
-    "norms, sums": ("norm", "middle", "routed", "mlp.out"),
-    "MLP, experts": ("mlp",),
-    "head": ("logits",),
-    "norms, sums ": ("",),  # the rest: the sums that are a layer's output
+words = {  # in the name of a tap -> the part; the first that is found counts
+    "self_attn": "attention",
+    "router": "router",
+    "biased_scores": "router",
+    "expert_indices": "router",
+    "expert_weights": "router",
+    "norm": "norms, sums",
+    "mlp": "MLP, experts",
+    "logits": "head",
+    "": "norms, sums",  # the sums that leave a sub-layer, and the embedding
 }
 
 # %% [markdown]
-# The parts are told by the names of the taps. Nine traces, the median of each part's sum:
+# Nine traces, the median of each part's sum:
 
 
 # %%
 def times_by_part(tokens):
     found = []
     for _ in range(9):
-        totals = dict.fromkeys((part.strip() for part in parts), 0.0)
+        totals = dict.fromkeys(words.values(), 0.0)
         for name, seconds in model.trace(ids[:, :tokens]).seconds.items():
-            part = next(part for part, words in parts.items() if any(word in name for word in words))
-            totals[part.strip()] += 1e3 * seconds
+            totals[next(part for word, part in words.items() if word in name)] += 1e3 * seconds
         found.append(totals)
     return {part: statistics.median(totals[part] for totals in found) for part in found[0]}
 
@@ -235,8 +237,8 @@ print(f"{names} named steps for one token, {names / c.num_hidden_layers:.0f} in 
 #
 # ## The price of a call
 #
-# One addition of two arrays of 192 numbers is a few hundred instructions' worth of work for the processor, at most.
-# What does it take?
+# To add two arrays of 192 numbers is some dozens of instructions for a processor that adds eight or sixteen at a
+# time. What does it take?
 
 # %%
 x = np.ones(c.hidden_size, np.float32)
@@ -255,10 +257,8 @@ head, state = model.params.lm_head.weight, np.random.default_rng(0).normal(size=
 pieces = np.split(head, 64)
 whole = linear(state, head)
 np.testing.assert_allclose(np.concatenate([linear(state, p) for p in pieces], axis=-1), whole, rtol=1e-4, atol=1e-4)
-at_once, in_pieces = (
-    milliseconds(lambda: linear(state, head), 200),
-    milliseconds(lambda: [linear(state, p) for p in pieces], 50),
-)
+at_once = milliseconds(lambda: linear(state, head), 200)
+in_pieces = milliseconds(lambda: [linear(state, p) for p in pieces], 50)
 print(f"at once {1e3 * at_once:.0f} µs, in 64 pieces {1e3 * in_pieces:.0f} µs")
 
 # %% [markdown]
@@ -284,7 +284,7 @@ fused_ms, fused = decode(model)
 assert fused == plain
 print(f"{len(plain)} tokens, all the same")
 print(
-    f"NumPy {plain_ms:.2f} ms a token, fused {fused_ms:.2f} ms: {plain_ms / fused_ms:.0f} times as fast, measured here"
+    f"NumPy {plain_ms:.2f} ms a token, fused {fused_ms:.2f} ms: measured here {plain_ms / fused_ms:.0f} times as fast"
 )
 fastest = max(max(found) for found in rates.values())
 print(f"it reads {size / fused_ms / 1e6:.0f} GB/s; the memory gives {reading:.0f}, the nearest cache {fastest:.0f}")
@@ -309,7 +309,6 @@ from minglm.formats.storage import as_storage
 
 wide = SHAPES["M"].config.replace(vocab_size=8192, num_hidden_layers=6, n_routed_experts=8, num_experts_per_tok=8)
 big = Model(wide, quick_params(wide), name="large")
-prompt, text = list(range(3, 11)), prompt
 measured = {}
 for kind in ("float32", "bfloat16", "fp8"):
     kept = big.astype(kind)
@@ -333,7 +332,7 @@ assert 0.499 < measured["bfloat16"][0] / first_bytes < 0.501
 # And the small model? Same code, same dtypes:
 
 # %%
-prompt, alone = text, c.replace(num_nextn_predict_layers=0)  # plain decoding leaves the MTP layer alone
+alone = c.replace(num_nextn_predict_layers=0)  # plain decoding leaves the MTP layer alone
 for kind in ("float32", "bfloat16", "fp8"):
     stored, read = model.astype(kind), token_bytes(alone, as_storage(kind))
     ms = statistics.median(decode(stored)[0] for _ in range(3))
@@ -348,17 +347,15 @@ for kind in ("float32", "bfloat16", "fp8"):
 
 # %%
 for some in (model, big.astype("bfloat16")):
-    prompt = text if some is model else list(range(3, 11))
     found = {n: [decode(some, 24, threads=n) for _ in range(3)] for n in sorted({1, cores})}
     assert len({tuple(made) for runs in found.values() for _, made in runs}) == 1
     times = (f"{n} thread{'s' * (n > 1)} {statistics.median(ms for ms, _ in runs):.3f} ms" for n, runs in found.items())
     print(f"{some.name:8}", ", ".join(times))
-prompt = text
 
 # %% [markdown]
 # The tokens are the same for any number of threads, since each output row is computed by one thread, in one order.
 # The times depend on what else the machine is doing: a thread that is waited for and does not run stops all others.
-# The package takes one thread for each 4 MB that a token reads, and no more than there are cores
+# The package takes one thread for each begun 4 MB of weights that a token reads, and no more than there are cores
 # ([docs/performance.md](../docs/performance.md)).
 #
 # ## More tokens for the same bytes
@@ -408,8 +405,8 @@ plots.plot_roofline(points, reading, products, "glm-tiny and a large model, on t
 # NumPy with one token (A) is well below the slanted roof: it does not even reach the memory's limit. With more tokens
 # it moves right and up, but the flat part stays away: an expert's share of 256 tokens is still a small product. The
 # fused step (F) is right above A: the same operations and bytes in less time. It may stand above the roof, for the
-# roof is the memory's and a cache is faster. The prompt in the fast engine (G) is above E. The large model (H) has
-# twice the operations per byte, because its weights have half the bytes, and lies near the roof.
+# roof is the memory's and a cache is faster. The prompt in the fast engine (G) is a little above E. The large model
+# (H) has twice the operations per byte, because its weights have half the bytes, and lies near the roof.
 #
 # Three habits of serving large models are moves to the right in this picture. A **prompt** goes through in one piece.
 # **Batching** lets the tokens of many users share a step. **Drafts** let several guessed tokens of one user share one
@@ -448,8 +445,22 @@ for context in (1_000, 32_000, glm.max_position_embeddings):
 assert glm.max_position_embeddings * per_token < read
 
 # %% [markdown]
-# Even at the end of its context GLM-4.5 reads less of the cache than of the weights, for *one* user. In a batch the
-# weights are shared and the caches are not: with ten long conversations the cache is what is read.
+# Even at the end of its context GLM-4.5 reads less of the cache than of the weights, for *one* user. With many users
+# in a step the weights are shared, as far as tokens pick the same experts (here by dice, as in [09](09-mtp.ipynb));
+# the caches are not.
+
+# %%
+expert = 3 * glm.hidden_size * glm.moe_intermediate_size * (glm.num_hidden_layers - glm.first_k_dense_replace)
+E, K = glm.n_routed_experts, glm.num_experts_per_tok
+for users in (1, 10, 100):
+    weights = read + 2 * (E * (1 - (1 - K / E) ** users) - K) * expert
+    caches = users * 32_000 * per_token
+    print(f"{users:3} users, 32,000 tokens each: weights {weights / 1e9:3.0f} GB, caches {caches / 1e9:4.0f} GB a step")
+assert caches > weights
+
+# %% [markdown]
+# The weights stop growing when all experts are in use. The caches go on. That is why models that serve many long
+# conversations want small ones ([04](04-attention.ipynb)).
 #
 # ## The limits of this picture
 #
@@ -474,6 +485,5 @@ assert glm.max_position_embeddings * per_token < read
 # 1. At how many operations per byte does the roof of your machine bend, and how many tokens of `glm-tiny` must go
 # through together to get there? Use `count`. How many would a dense model of the same size need?
 # 2. `count` with 64 tokens of one repeated word instead of code: what happens to the bytes, and why?
-# 3. Eight users share a step of GLM-4.5, each with 32,000 tokens of context. With experts picked by dice
-# ([09](09-mtp.ipynb)), how many bytes are read, for weights and for caches, and how many tokens a second does the
-# server of the table give to each of them?
+# 3. How many tokens a second can the server of the table give to each of 1, 10 and 100 users, and how many to all of
+# them together? At how many users do caches and weights weigh the same?
