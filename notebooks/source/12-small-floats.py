@@ -53,7 +53,8 @@ def to_bfloat16(x):  # float32 -> float32 that fits into 16 bits
     return (bits + half & 0xFFFF0000).view(np.float32)
 
 
-numbers = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+ties = 1 + np.arange(256) / 256  # every second one is half-way between two
+numbers = np.append(np.random.default_rng(0).normal(size=100_000), ties).astype(np.float32)
 np.testing.assert_array_equal(to_bfloat16(numbers), numbers.astype(ml_dtypes.bfloat16).astype(np.float32))
 print(f"worst relative error {np.abs(to_bfloat16(numbers) / numbers - 1).max():.4f}, and 2⁻⁸ is {2**-8:.4f}")
 assert np.array_equal(to_bfloat16(weight), weight)
