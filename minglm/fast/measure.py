@@ -26,13 +26,15 @@ def read_bandwidth(megabytes: float, threads: int, bfloat16: bool = False, runs:
     """
     kind = np.uint16 if bfloat16 else np.float32
     rows = max(int(megabytes * 1e6) // (COLUMNS * np.dtype(kind).itemsize), threads)
-    weight, x = np.ones((rows, COLUMNS), kind), np.ones((1, COLUMNS), np.float32)
+    one = 0x3F80 if bfloat16 else 1  # 1.0 in its bits; the integer 1 would be a subnormal, twenty times as slow
+    weight, x = np.full((rows, COLUMNS), one, kind), np.ones((1, COLUMNS), np.float32)
     own = np.zeros((threads, 1), np.int64), np.zeros((threads, 1, OUTPUTS), np.float32)
     seconds = []
     for _ in range(runs + 1):
         start = time.perf_counter()
         team(threads).run(read_rows, weight, x, *own)
         seconds.append(time.perf_counter() - start)
+    assert own[1][0, 0, 0] == COLUMNS, "ones were summed"
     return float(weight.nbytes / min(seconds[1:]))
 
 

@@ -134,9 +134,9 @@ assert main < right[0] < main + 0.5
 
 # %% [markdown]
 # The loss is hardly larger, and of ten guesses seven are the main model's own. Where does the knowledge come from:
-# the state, or the new token? Take one of them away. And then every way to get the layer wrong that we know of; each
-# of them was in somebody's engine or port, all shapes fit, and no text shows it. Before you look: which one is worst,
-# and which is the hardest to notice?
+# the state, or the new token? Take one of them away. And then the ways to get the layer wrong; several of them were
+# in somebody's engine or port, all shapes fit, and no text shows it. Before you look: which one is worst, and which
+# is the hardest to notice?
 
 # %%
 before_norm = model.trace(page, keep="layers.5.out")["layers.5.out"][:, :-1]  # what the final norm reads
@@ -236,8 +236,8 @@ assert np.abs(after - before).max() < 0.03
 # %% [markdown]
 # Here it makes no difference to speak of, and we can say why. What comes in is normed again by `hnorm`, which undoes
 # the size. What stays is the *shape* of the weights of `shared_head.norm`, and in `glm-tiny` they are nearly all
-# equal. In large models they are not, and engines with this mistake lost most of their acceptance from the second
-# draft on ([docs/speculation.md](../docs/speculation.md)). A small model can hide a bug.
+# equal. Where they are not, it costs: several engines with this mistake lost acceptance from the second draft on
+# ([docs/speculation.md](../docs/speculation.md)). A small model can hide a bug.
 #
 # ## How often are drafts accepted?
 #
@@ -262,10 +262,10 @@ plots.plot_acceptance(rows, name="glm-tiny, MTP layer")
 
 # %% [markdown]
 # One line for each kind of text; further to the right the guess reaches further ahead, and the bars are 95 %
-# intervals. Written-out thinking (dashed) is the most predictable at depth 1: in `3+8=1 1+1=2` the result is copied
-# to the next sum, an operator comes, and so on. At depth 2 it falls below code: there the *result* of a sum would be
-# needed, and one layer that was trained for depth 1 does not add. Code (solid) falls slowly. Direct answers (dotted)
-# are nothing but result.
+# intervals. Written-out thinking (dashed) is the most predictable at depth 1: in `3+8=1 1+1=2` much is copied and
+# much is form. At depth 2 it falls below code: sooner or later the *result* of a sum is needed, and one layer that
+# was trained for depth 1 and reads its own output does not seem to add. Code (solid) falls slowly. Direct answers
+# (dotted) are nothing but result.
 #
 # The line of a text also says what a round gives: one token that is always right, and each depth's share.
 
@@ -317,8 +317,8 @@ def drafts(text, count):
 
 
 # %% [markdown]
-# The check is one call of `forward`. Its last four rows are what we want: the logits after the chosen token, and after
-# each of the three drafts.
+# The check is one call of `forward`. Its last four rows are what we want: the logits after the chosen token, and
+# after each of the three drafts.
 
 # %%
 guessed = drafts(text, 3)
@@ -371,9 +371,8 @@ for said, tokens in zip(("drafts", "own choices", "so it gives"), shown, strict=
 for text, some in asked.items():
     plain = [model.generate(prompt, 64).ids for prompt in some]
     assert plain == [result.ids for result in made[text]]
-    print(
-        f"{text:9} {sum(map(len, plain)):3} tokens in {sum(len(r.stats.rounds) for r in made[text]):3} rounds: the same"
-    )
+    count = sum(len(result.stats.rounds) for result in made[text])
+    print(f"{text:9} {sum(map(len, plain)):3} tokens in {count:3} rounds: the same")
 
 # %% [markdown]
 # Not nearly the same: the same. In the fast engine the bits of a row do not depend on how many rows step together, so
@@ -384,15 +383,18 @@ for text, some in asked.items():
 # At a temperature above 0, "equal" is not the question. The model would draw from a distribution p; the draft was
 # drawn from another one, q. The rule (arXiv 2211.17192):
 #
-# 1. accept a draft x with probability min(1, p(x) / q(x));
-# 2. if it is refused, draw from the **residual**: what p has more of than q, max(p − q, 0), divided by its sum.
+# 1. accept a draft x with probability `min(1, p(x) / q(x))`;
+# 2. if it is refused, draw from the **residual**: what p has more of than q, `max(p − q, 0)`, divided by its sum.
 #
-# Why does the result have the distribution p? A token x can come out in two ways. Drafted and accepted: q(x) · min(1,
-# p(x)/q(x)) = min(p(x), q(x)). Or from the residual, after a refusal; refusals have the total probability 1 − Σ
-# min(p, q) = Σ max(p − q, 0), which is just what the residual was divided by. So the second way gives max(p(x) −
-# q(x), 0), and the sum is
+# Why does the result have the distribution p? A token x can come out in two ways:
 #
-# min(p, q) + max(p − q, 0) = p,
+# - Drafted and accepted, with the probability `q(x) · min(1, p(x) / q(x)) = min(p(x), q(x))`.
+# - From the residual, after a refusal. Refusals have the total probability `1 − Σ min(p, q) = Σ max(p − q, 0)`, which
+# is just what the residual was divided by. So this way has the probability `max(p(x) − q(x), 0)`.
+#
+# The sum of the two is
+#
+# `min(p, q) + max(p − q, 0) = p`,
 #
 # whichever of the two is larger. Nothing was said about q: with a poor one there are more refusals, never another
 # text.

@@ -53,7 +53,8 @@ def to_bfloat16(x):  # float32 -> float32 that fits into 16 bits
     return (bits + half & 0xFFFF0000).view(np.float32)
 
 
-numbers = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+ties = 1 + np.arange(256) / 256  # every second one is half-way between two
+numbers = np.append(np.random.default_rng(0).normal(size=100_000), ties).astype(np.float32)
 np.testing.assert_array_equal(to_bfloat16(numbers), numbers.astype(ml_dtypes.bfloat16).astype(np.float32))
 print(f"worst relative error {np.abs(to_bfloat16(numbers) / numbers - 1).max():.4f}, and 2⁻⁸ is {2**-8:.4f}")
 assert np.array_equal(to_bfloat16(weight), weight)
@@ -164,7 +165,7 @@ print(f"the whole matrix: error {error(eight):.2%} of the weights")
 
 # %%
 cast = weight.astype(ml_dtypes.float8_e4m3fn)
-smaller = weight / 16  # a model whose weights are smaller, as GLM-4.5's would be: D is 27 times as large
+smaller = weight / 16  # as if the model had been made with smaller weights
 print(f"cast without scale: error {error(cast):.2%}")
 cast, scaled = smaller.astype(ml_dtypes.float8_e4m3fn), SmallFloats.of("fp8", smaller)
 print(f"the same with all weights / 16: {error(cast, smaller):.2%} without scale, {error(scaled, smaller):.2%} with")
@@ -209,8 +210,8 @@ for factor in (10, 1_000, 100_000):
 assert found["fp8"][1] < 0.03 < found["fp8-block"][1]
 
 # %% [markdown]
-# An outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0.
-# FP8 does not even notice 1,000: its window spans a factor of 448 / 2⁻⁶ = 28,672. Only with 100,000 do the others
+# An outlier of 10 already ruins the row for int8, and with 1,000 all its other weights become 0. FP8 does not even
+# notice 1,000: its window spans a factor of 448 / 2⁻⁶ = 28,672. Only with 100,000 do the others
 # fall out of it. Then it matters who shares the scale: with one for each row the damage stays in the row, with a
 # block it reaches the whole matrix, which fits into one block here.
 #
