@@ -2,24 +2,27 @@
 
 import argparse
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import minglm
-from minglm.api import find, load
+from minglm.api import find, is_gguf, load
+from minglm.formats.smallfloats import KINDS
+from minglm.formats.storage import DTYPES, kept_as
 
 DEFAULT = "glm-tiny"
+KEPT = (*DTYPES, *KINDS)  # ways to keep weights
 DEMO_PROMPT = "[gMASK]<sop><|user|>\n17+25/nothink<|assistant|>\n<think></think>"  # as the chat template asks it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if `diff` found a difference, 2 for wrong input, 130 if interrupted."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
+    _open_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = _parser()
     given = parser.parse_args(arguments)
@@ -27,12 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return given.run(given) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            return given.run(given) or 0
     except BrokenPipeError:  # `minglm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError) as error:
-        print(f"minglm {given.command}: {error}", file=sys.stderr)
+        print(f"minglm {given.command}: {_in_flags(str(error))}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"minglm {given.command}: not enough memory: {error}", file=sys.stderr)
@@ -42,12 +47,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _open_streams() -> None:
+    """UTF-8 whatever the terminal's code page is; a stream that the shell has closed (`>&-`) is empty."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+_IN_FLAGS = (  # how errors of the Python face name things, and how the command line does
+    (r"\b(engine|dtype)='([\w-]+)'", r"--\1 \2"),
+    (r"\bmode='mmap'", "--mmap"),
+    (r"^(dtype|draft|temperature|seed|threads) = '?([^\s']+)'?", r"--\1 \2"),
+    (r"^(top|min)_([kp]) = ", r"--\1-\2 "),
+    (r"\bmax_new_tokens = ", "--tokens "),
+    (r"^memory\b", "--memory"),
+    (r"\bleave dtype out", "leave --dtype out"),
+    (r"\bdraft_model=?", "--draft-model"),
+    (r"\bdraft is 0", "--draft is 0"),
+    (r"\bdraft=", "--draft "),
+)
+
+
+def _in_flags(text: str) -> str:
+    for python, flag in _IN_FLAGS:
+        text = re.sub(python, flag, text)
+    return text
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A warning without the line of code that gives it."""
+    print(f"minglm: {_in_flags(str(message))}", file=sys.stderr)
+
+
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
 def _load(given: argparse.Namespace) -> minglm.Model:
     memory = None if given.memory is None else given.memory * 1e9
     return load(given.model, given.dtype, "mmap" if given.mmap else "memory", memory)
+
+
+def _widened(given: argparse.Namespace, model: minglm.Model) -> str:
+    """What to say where nobody asked to make more bytes of the weights than the folder has; else nothing."""
+    from minglm.look.folder import small_kind
+
+    kept = kept_as(model.params)
+    stored = small_kind(find(given.model)) if given.dtype is None else None
+    return (
+        "" if stored in (None, kept) else f"(stored as {stored}, widened to {kept}; --dtype {stored} keeps the codes)"
+    )
 
 
 def _demo(given: argparse.Namespace) -> None:
@@ -72,7 +125,13 @@ def _generate(given: argparse.Namespace) -> None:
     print(decoder.finish())
     residency = residency_of(model.params)
     read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
-    print(f"({Stats.of(0, steps)}{read})", file=sys.stderr)
+    how = (
+        f"cut at {given.tokens} tokens; --tokens N"
+        if step.stop_reason == "length"
+        else f"stopped by {step.stop_reason}"
+    )
+    kept = f"{kept_as(model.params)} weights {_widened(given, model)}".rstrip()
+    print(f"({Stats.of(0, steps)}, {kept}{read}, {how})", file=sys.stderr)
 
 
 def _chat(given: argparse.Namespace) -> None:
@@ -81,16 +140,36 @@ def _chat(given: argparse.Namespace) -> None:
     from minglm.text.tools import Tool, tools_in
 
     tools: dict[str, Tool] = {}
-    for name in given.tools:
-        tools |= {"calculator": calculator} if name == "calculator" else tools_in(name)
+    about: list[str] = []
+    for file in given.tools:
+        found = {"calculator": calculator} if file == "calculator" else tools_in(file)
+        about += [f"{name} of {file} takes the place of the one before it." for name in found if name in tools]
+        tools |= found
+    model = _load(given)
+    longest, talks = _training(find(given.model))
+    if not talks:
+        about.append("It was never trained on conversations and will not hold one.")
     chat(
-        _load(given),
+        model,
+        about=[line for line in (_widened(given, model), *about) if line],
+        trained=longest,
         thinking=not given.no_thinking,
         max_new_tokens=given.tokens,
         tools=tools,
         **_sampling(given),
         **_engine(given),
     )
+
+
+def _training(folder: Path) -> tuple[int | None, bool]:
+    """The longest sequence that a model of ours was trained on, and whether conversations were among them; of others
+    nothing is known."""
+    from minglm.train.recipe import load_recipe
+
+    if not (folder / "recipe.toml").exists():
+        return None, True
+    stages = load_recipe(str(folder / "recipe.toml")).stages
+    return max(stage.sequence_length for stage in stages), any(stage.format == "chat" for stage in stages)
 
 
 def _trace(given: argparse.Namespace) -> None:
@@ -175,7 +254,7 @@ def _eval(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    from minglm.look.describe import architecture
+    from minglm.look.describe import architecture, parameters
     from minglm.look.folder import describe_folder
     from minglm.look.tables import table
 
@@ -185,23 +264,26 @@ def _inspect(given: argparse.Namespace) -> None:
         if given.model not in minglm.PRESETS:
             raise
         config = minglm.PRESETS[given.model]  # sizes without weights
-        counts = config.count_parameters()
         print(table(architecture(config), ("size", "letter", "value")))
-        print(f"\n{counts.total:,} parameters, {counts.active:,} active for a token")
+        print(f"\n{table(parameters(config), ('what', 'value'))}")
         return
     print(describe_folder(folder, given.tensors))
 
 
 def _convert(given: argparse.Namespace) -> None:
     from minglm.formats.checkpoint import check_saved
+    from minglm.look.describe import in_bytes
 
+    one_file, to = is_gguf(given.to), Path(given.to)
+    if given.dtype == "q8_0" and not one_file:
+        raise ValueError(f"--dtype q8_0 is for .gguf files; for a folder take one of {', '.join(KEPT)}")
     _check_new_folder(given)
-    one_file = given.to.endswith(".gguf")
     model = load(given.model, "float32" if one_file else given.dtype)
-    model.save(given.to, given.dtype)  # reads a GGUF file back itself
+    model.save(to, given.dtype)  # reads a GGUF file back itself
     if not one_file:
-        check_saved(given.to, model.params, given.dtype)
-    print(f"saved {given.to} and read it back: {model!r}")
+        check_saved(to, model.params, given.dtype)
+    size = sum(file.stat().st_size for file in ([to] if one_file else to.glob("*.safetensors")))
+    print(f"saved {to} and read it back: {model.name} as {given.dtype}, {in_bytes(size)}")
 
 
 def _new(given: argparse.Namespace) -> None:
@@ -215,6 +297,8 @@ def _new(given: argparse.Namespace) -> None:
 
 def _check_new_folder(given: argparse.Namespace) -> None:
     to = Path(given.to)
+    if to.is_file() and not is_gguf(to):
+        raise ValueError(f"{given.to} is a file, not a folder; give another name")
     ours = ("config.json", "*.safetensors", "*.index.json", "tokenizer*.json", "chat_template.jinja")
     there = [path.name for pattern in ours for path in sorted(to.glob(pattern))]
     if (to.is_file() or there) and not given.force:
@@ -314,7 +398,9 @@ def _add_diff(commands: Any) -> None:
     compare.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a text")
     for side in "ab":
         compare.add_argument(
-            f"--dtype-{side}", metavar="DTYPE", help=f"how {side.upper()}'s weights are kept (float32)"
+            f"--dtype-{side}",
+            metavar="DTYPE",
+            help=f"how {side.upper()}'s weights are kept: {', '.join(KEPT)} (default float32)",
         )
     compare.add_argument("--engine-b", choices=("fast", "numpy"), default="numpy", help="B on it (default numpy)")
     compare.add_argument("--keep", default="*", help='steps to list, shell patterns: "layers.1.*,logits"')
@@ -328,9 +414,7 @@ def _add_writers(commands: Any) -> None:
     convert.add_argument("to", help="folder to write, or a file FILE.gguf")
     convert.add_argument("--force", action="store_true", help="write over a model that is there")
     convert.add_argument(
-        "--dtype",
-        default="bfloat16",
-        help="bfloat16 (default), float32, float16, fp8, fp8-block, mxfp4; for GGUF bfloat16, float32, q8_0",
+        "--dtype", default="bfloat16", help=f"{', '.join(KEPT)} (default bfloat16); for GGUF bfloat16, float32, q8_0"
     )
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
@@ -401,7 +485,7 @@ def _command(
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", help="how weights are kept: float32 (default), bfloat16, fp8, …")
+    parser.add_argument("--dtype", help=f"how weights are kept: {', '.join(KEPT)} (default float32)")
     parser.add_argument("--mmap", action="store_true", help="leave them in the files and read what a token needs")
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="with --mmap: how much of the files may stay in memory"
@@ -415,7 +499,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="draw from the best that reach this probability")
     parser.add_argument("--min-p", type=float, default=0.0, help="leave out tokens below this share of the best")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--draft", type=int, default=0, metavar="N", help="guess N tokens ahead: faster, same text")
+    parser.add_argument(
+        "--draft",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess N tokens ahead: greedy text stays the same, sampled text is another draw of the same "
+        "distribution; may be slower for small models",
+    )
     parser.add_argument("--draft-model", metavar="MODEL", help="who guesses (default: the model's own MTP layer)")
 
 

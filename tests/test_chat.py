@@ -1,9 +1,12 @@
 """The chat format: every render GLM-4.5's template is known by, and reading answers back."""
 
+import functools
 import itertools
 import json
 import time
+from datetime import datetime
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -683,6 +686,76 @@ def test_tools_of_a_file(tmp_path):
         tools_in(path)
     with pytest.raises(ValueError, match=r"nowhere\.py: FileNotFoundError"):
         tools_in(tmp_path / "nowhere.py")
+
+
+def test_what_is_no_plain_function_makes_no_tool():
+    class Callable:
+        def __call__(self, n: int) -> int:
+            return n
+
+    async def later(n: int) -> int:
+        return n
+
+    for each, name in ((functools.partial(weather, "here"), "functools.partial"), (Callable(), "Callable"),
+                       (later, "later")):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"tool .*{name}.*: only a plain function can be one; write a def"):
+            schema_of(each)
+
+
+@pytest.mark.parametrize("hint", ["Nope", "1+", "Decimal", "list[Nope]", "1/0", "[1]"])
+def test_annotations_that_say_nothing_name_tool_and_parameter(tmp_path, hint):
+    path = tmp_path / "mine.py"
+    head = (
+        "from __future__ import annotations\nimport typing\nif typing.TYPE_CHECKING:\n    from decimal import Decimal\n"
+    )
+    for start, written in ((head, hint if hint != "1+" else "'1+'"), ("", repr(hint))):
+        path.write_text(f"{start}def f(city: str, x: {written}) -> Nowhere:\n    return x\n".replace(
+            "-> Nowhere", "-> 'Nowhere'"))  # fmt: skip
+        with pytest.raises(ValueError, match="tool f: x"):
+            schema_of(tools_in(path)["f"])
+
+
+def test_annotations_as_text_are_resolved_where_they_can_be(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from __future__ import annotations\ndef f(n: int, s: str | None = None) -> Nope: ...\n")
+    assert schema_of(tools_in(path)["f"])["function"]["parameters"]["properties"] == {
+        "n": {"type": "integer"},
+        "s": {"type": "string"},
+    }
+
+
+def test_whatever_a_tool_does_becomes_text():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    class Other(BaseException):
+        pass
+
+    def raises(error):
+        raise error
+
+    for error, wanted in ((SystemExit(3), "3"), (SystemExit(), "SystemExit"), (Mute(), "Mute"), (Other("so"), "so")):
+        assert call_tool(ToolCall("f", {}), {"f": lambda error=error: raises(error)}) == f"error: {wanted}"
+    assert call_tool(ToolCall("f", {}), {"f": lambda: "a\ud800b"}) == "a?b"
+    with pytest.raises(KeyboardInterrupt):
+        call_tool(ToolCall("f", {}), {"f": lambda: raises(KeyboardInterrupt())})
+
+
+def test_a_tool_file_that_leaves(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\nsys.exit('no thanks')\n")
+    with pytest.raises(ValueError, match=r"mine\.py: SystemExit: no thanks"):
+        tools_in(path)
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("now", datetime(2025, 8, 11)), ("enable_thinking", np.True_), ("add_generation_prompt", {1})]
+)
+def test_switches_that_json_cannot_say_are_named(switch, value):
+    for template in (TEMPLATE, ChatTemplate("{{ enable_thinking }}")):
+        with pytest.raises(ValueError, match=f"{switch} holds something that JSON cannot say"):
+            template.render([HI], **{switch: value})
 
 
 def test_chatting_with_a_tool(capsys, monkeypatch):

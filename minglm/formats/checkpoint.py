@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from minglm.config import Config
 from minglm.formats.mapped import ExpertStack, Home, Residency
-from minglm.formats.memory import check_memory, sizes_by_mode
+from minglm.formats.memory import check_memory, in_bytes, sizes_by_mode
 from minglm.formats.smallfloats import SmallFloats, check_quantization, disk_tensors, is_small, quantization_config
 from minglm.formats.sources import Files, Source, find_sources, some
 from minglm.formats.storage import Storage, as_storage, cast
@@ -88,9 +88,9 @@ def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Confi
         least = rest + one * config.num_experts_per_tok
         if memory is not None and memory < least:
             raise ValueError(
-                f"{folder}: memory = {memory / 1e9:.2f} GB is less than one token needs: {rest / 1e9:.2f} GB for all "
-                f"but the routed experts, {(least - rest) / 1e9:.2f} GB for those of one layer; give at least "
-                f"{least / 1e9:.2f} GB"
+                f"memory: {in_bytes(memory)} is less than one token of {folder} needs: {in_bytes(rest)} for all but "
+                f"the routed experts, {in_bytes(least - rest)} for those of one layer; give at least "
+                f"{in_bytes(least, up=True)}"
             )
         residency = Residency(None if memory is None else memory - least)  # what a layer reads comes on top
         homes: dict[str, Home] = {}

@@ -1,5 +1,6 @@
 """Refusing what does not fit into memory before any of it is taken: a system that runs out kills the process."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,14 @@ def check_memory(what: str, needed: int, advice: str) -> None:
     free = free_memory()
     if free is not None and needed > free:
         raise ValueError(f"{what}; {free / 1e9:,.1f} GB are free: {advice}")
+
+
+def in_bytes(count: float, up: bool = False) -> str:
+    """A number of bytes for people; `up`: never less than it is."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{(math.ceil(10 * count / size) / 10) if up else count / size:,.1f} {unit}"
+    return f"{count:g} bytes"
 
 
 def sizes_by_mode(numbers: int) -> str:
