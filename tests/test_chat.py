@@ -621,6 +621,34 @@ def test_text_is_shown_as_soon_as_it_cannot_be_a_tag():
     assert thinking.feed("ink>yes") == [Said("content", "yes")]
 
 
+VALUE = "<tool_call>f<arg_key>k</arg_key><arg_value>"
+
+
+@pytest.mark.parametrize(
+    ("before", "piece"),
+    [
+        ("", " "),
+        ("", "<"),
+        ("<think>", " "),
+        ("<tool_call>", " </tool_call>"),
+        ("<tool_call>f <arg_key>", "x</tool_call>"),
+        (VALUE, "x</tool_call>"),
+        (VALUE + "<arg_value>" * 3000, "</arg_value></tool_call>"),
+        (VALUE, "<arg_value></arg_value></tool_call>"),
+        ("<tool_call>" + " " * 100_000 + "<", "</tool_call>"),
+        (VALUE + "</arg_value><arg_key>" + "x" * 100_000, "</tool_call>"),
+    ],
+)
+def test_hostile_streams_do_not_hang(before, piece):
+    """Where what is held is read again at each tag, this takes ten seconds and more."""
+    stream, began = AnswerStream(), time.process_time()
+    stream.feed(before)
+    for start in range(0, 100_000, 4):
+        stream.feed((piece * 5)[start % len(piece) :][:4])
+    stream.finish()
+    assert time.process_time() - began < 3
+
+
 def test_a_prompt_that_has_opened_the_thinking():
     stream, _ = streamed("so it is</think>Hello", [3, 9, 14], opened=True)
     assert stream.answer == Answer("so it is", "Hello", []) == parse_answer("so it is</think>Hello")
