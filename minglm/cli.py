@@ -80,8 +80,12 @@ def _in_flags(text: str) -> str:
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """A warning without the line of code that gives it."""
-    print(f"minglm: {_in_flags(str(message))}", file=sys.stderr)
+    """Our own warnings without the line of code that gives them."""
+    own = issubclass(category, UserWarning)
+    text = (
+        f"minglm: {_in_flags(str(message))}\n" if own else warnings.formatwarning(message, category, filename, lineno)
+    )
+    print(text, end="", file=sys.stderr)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -125,11 +129,8 @@ def _generate(given: argparse.Namespace) -> None:
     print(decoder.finish())
     residency = residency_of(model.params)
     read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
-    how = (
-        f"cut at {given.tokens} tokens; --tokens N"
-        if step.stop_reason == "length"
-        else f"stopped by {step.stop_reason}"
-    )
+    cut = steps[-1].stop_reason == "length"
+    how = f"cut at {given.tokens} tokens; --tokens N" if cut else f"stopped by {steps[-1].stop_reason}"
     kept = f"{kept_as(model.params)} weights {_widened(given, model)}".rstrip()
     print(f"({Stats.of(0, steps)}, {kept}{read}, {how})", file=sys.stderr)
 
@@ -166,9 +167,10 @@ def _training(folder: Path) -> tuple[int | None, bool]:
     nothing is known."""
     from minglm.train.recipe import load_recipe
 
-    if not (folder / "recipe.toml").exists():
+    try:
+        stages = load_recipe(str(folder / "recipe.toml")).stages
+    except (ValueError, OSError):  # none, or not one of ours
         return None, True
-    stages = load_recipe(str(folder / "recipe.toml")).stages
     return max(stage.sequence_length for stage in stages), any(stage.format == "chat" for stage in stages)
 
 
