@@ -34,6 +34,7 @@ def chat(
         raise ValueError("chatting needs a tokenizer, and this model has none")
     if not any(end in model.tokenizer.end_ids for end in model.config.eos_token_id):
         raise ValueError("the config names no end token (eos_token_id), so an answer would never end")
+    model.steps([0], min(max_new_tokens, model.config.max_position_embeddings - 1), **options)  # refuses wrong ones
     talk = _Talk(model, thinking, max_new_tokens, tools or {}, trained, options)
     print("\n".join([repr(model), *about, HELP]))
     if tools:

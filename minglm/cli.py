@@ -524,5 +524,6 @@ def _engine(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft", "draft_model")
-    return {name: getattr(given, name) for name in names}
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft")
+    helper = None if given.draft_model is None else load(given.draft_model)
+    return {"draft_model": helper, **{name: getattr(given, name) for name in names}}
