@@ -46,6 +46,9 @@ notebooks: $(VENV)/.notebooks  ## execute the notebooks whose sources changed, a
 docs: $(VENV)/.docs  ## the site in out/docs: pages, notebooks as they were executed, API reference; a warning is an error
 	$(PY) -m sphinx -q -W --keep-going -c docs -d out/doctrees . out/docs
 
+lab: $(VENV)/.lab  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter-lab notebooks
+
 bench: $(VENV)/.ready  ## minglm on shape S beside what this machine can do; minutes. make bench SHAPE=M or all
 	$(PY) -m minglm bench --shape $(or $(SHAPE),S) --json out/bench.json --plot out/bench.png
 
@@ -80,10 +83,11 @@ $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.parity: EXTRAS = [dev,parity]
 $(VENV)/.bench: EXTRAS = [bench]
 $(VENV)/.notebooks: EXTRAS = [notebooks]
+$(VENV)/.lab: EXTRAS = [lab]
 $(VENV)/.docs: EXTRAS = [docs]
-$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks $(VENV)/.docs: pyproject.toml
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks $(VENV)/.lab $(VENV)/.docs: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks docs bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks lab docs bench bench-all doctor train-tiny train-nano train-pair ablations clean

@@ -402,13 +402,18 @@ class Model:
 
     # -- showing ---------------------------------------------------------------------------------------------
 
-    def __repr__(self) -> str:
-        from minglm.formats.storage import kept_as
+    @property
+    def storage(self) -> str:
+        """How the weights are kept: a dtype that `load` takes."""
+        from minglm.look.parts import storage_of
 
+        return storage_of(self.params)
+
+    def __repr__(self) -> str:
         counts = self.config.count_parameters()
         return (
             f"Model({self.name}: {counts.total:,} parameters, {counts.active:,} active, "
-            f"{kept_as(self.params)}, {self.config.num_hidden_layers} layers + "
+            f"{self.storage}, {self.config.num_hidden_layers} layers + "
             f"{len(self.params.mtp)} MTP)"
         )
 
@@ -433,13 +438,15 @@ def load(name: str | Path, dtype: Any = None, mode: str = "memory", memory: floa
     from minglm.text.tokenizer import Tokenizer
 
     folder = find(name)
+    if memory is not None and (
+        isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 < memory < 2**62
+    ):
+        raise ValueError(f"memory = {memory!r} must be a number of bytes above 0, such as 5e9")
     if mode not in ("memory", "mmap"):
         raise ValueError(f"mode = {mode!r} is not there; take 'memory' or 'mmap'")
     if mode == "mmap":
         if dtype is not None:
             raise ValueError(f"dtype = {dtype!r}: mapped weights stay as the files have them; leave dtype out")
-        if memory is not None and not (isinstance(memory, int | float | np.number) and 0 < memory < float("inf")):
-            raise ValueError(f"memory = {memory!r} must be a number of bytes, above 0 and finite, such as 5e9")
         config, params = map_checkpoint(folder, None if memory is None else int(memory))
     elif memory is not None:
         raise ValueError("memory bounds what stays of mapped files; give it with mode='mmap'")

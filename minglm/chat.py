@@ -59,7 +59,7 @@ def _ask() -> str | None:
     for again in (True, False):
         try:
             return input("> ").strip()
-        except EOFError:
+        except (EOFError, RuntimeError):  # the latter: there is no input, or no output, at all
             return None
         except KeyboardInterrupt:
             print("\n(/quit or a second Ctrl-C ends it)" if again else "")

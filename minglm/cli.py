@@ -13,7 +13,7 @@ from typing import Any
 import minglm
 from minglm.api import find, is_gguf, load
 from minglm.formats.smallfloats import KINDS
-from minglm.formats.storage import DTYPES, kept_as
+from minglm.formats.storage import DTYPES
 
 DEFAULT = "glm-tiny"
 KEPT = (*DTYPES, *KINDS)  # ways to keep weights
@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    if given.run is _diff and len(more) == 1 and not more[0].startswith("-"):
+        given.prompt = more.pop()  # argparse takes no optional argument behind options once A and B were before them
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if given.run is None:
         parser.print_help()
         return 0
@@ -100,11 +104,10 @@ def _widened(given: argparse.Namespace, model: minglm.Model) -> str:
     """What to say where nobody asked to make more bytes of the weights than the folder has; else nothing."""
     from minglm.look.folder import small_kind
 
-    kept = kept_as(model.params)
     stored = small_kind(find(given.model)) if given.dtype is None else None
-    return (
-        "" if stored in (None, kept) else f"(stored as {stored}, widened to {kept}; --dtype {stored} keeps the codes)"
-    )
+    if stored in (None, model.storage):
+        return ""
+    return f"(stored as {stored}, widened to {model.storage}; --dtype {stored} keeps the codes)"
 
 
 def _demo(given: argparse.Namespace) -> None:
@@ -131,7 +134,7 @@ def _generate(given: argparse.Namespace) -> None:
     read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
     cut = steps[-1].stop_reason == "length"
     how = f"cut at {given.tokens} tokens; --tokens N" if cut else f"stopped by {steps[-1].stop_reason}"
-    kept = f"{kept_as(model.params)} weights {_widened(given, model)}".rstrip()
+    kept = f"{model.storage} weights {_widened(given, model)}".rstrip()
     print(f"({Stats.of(0, steps)}, {kept}{read}, {how})", file=sys.stderr)
 
 

@@ -784,5 +784,5 @@ def test_a_name_longer_than_names_may_be():
 
 @pytest.mark.parametrize("memory", ["5GB", float("inf"), float("nan"), -1, 0, 1j])
 def test_memory_is_a_number_of_bytes(memory):
-    with pytest.raises(ValueError, match=r"memory = .* must be a number of bytes, above 0 and finite, such as 5e9"):
+    with pytest.raises(ValueError, match=r"memory = .* must be a number of bytes above 0, such as 5e9"):
         minglm.load("glm-nano", mode="mmap", memory=memory)

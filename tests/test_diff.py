@@ -597,3 +597,8 @@ def test_texts_and_tokenizers(capsys):
     other.tokenizer = type("Backwards", (), {"encode": lambda self, text: tiny.tokenizer.encode(text)[::-1]})()
     with pytest.raises(ValueError, match="the tokenizers disagree from token 0"):
         diff(tiny, other, "for i in")
+
+
+def test_the_prompt_may_come_after_options(capsys):
+    assert main(["diff", "glm-nano", "glm-nano", "--keep", "logits", "def f"]) == 0
+    assert "T = 2" in capsys.readouterr().out

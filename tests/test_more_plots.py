@@ -363,7 +363,9 @@ def test_some_keeps_both_ends():
 def test_a_notebook_shows_a_figure_by_itself():
     figure = plots.plot_bars(routing()[0], 8)
     assert isinstance(figure, plots.Picture)
-    assert figure._repr_png_()[:4] == b"\x89PNG"
+    image, said = figure._repr_png_()
+    assert image[:4] == b"\x89PNG"
+    assert said["alt"].startswith("Load")
 
 
 def test_old_and_new_names_are_public():

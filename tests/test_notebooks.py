@@ -106,7 +106,30 @@ def test_is_small(source):
 
 
 @every_notebook
+def test_pictures_have_words_for_them(source):
+    for output in outputs(read(source)):
+        if "image/png" in output.get("data", {}):
+            assert len(output.metadata["image/png"]["alt"]) > 10
+
+
+@every_notebook
 def test_links_lead_somewhere(source):
     for text in cells(read(source), "markdown"):
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
             assert link.startswith("http") or (NOTEBOOKS / link).exists(), link
+
+
+@every_notebook
+def test_the_tables_say_what_it_says(source):
+    """notebooks/README.md has a row with its minutes and seconds, the README its minutes."""
+    first = cells(read(source), "markdown")[0]
+    reading, running = re.findall(r"\d+", re.search(r"^\*.*\*$", first, re.M)[0])[:2]
+    listing = (NOTEBOOKS / "README.md").read_text("utf-8")
+    row = re.search(rf"^\| \[{source.stem}\]\({source.stem}\.ipynb\).*$", listing, re.M)
+    assert row
+    assert row[0].endswith(f"| {reading} | {running} |"), row[0]
+    front = (NOTEBOOKS.parent / "README.md").read_text("utf-8")
+    row = next(line for line in front.split("\n") if f"({NOTEBOOKS.name}/{source.stem}.ipynb)" in line)
+    names = [name for name in re.findall(r"\(notebooks/([\w-]+)\.ipynb\)", row) if not name.endswith("-zh")]
+    minutes = re.findall(r"\d+", row.split("|")[-2])
+    assert minutes[names.index(source.stem.removesuffix("-zh"))] == reading

@@ -7,7 +7,6 @@ import ml_dtypes
 import numpy as np
 
 from minglm.formats.smallfloats import KINDS, SmallFloats, is_small, shapes_of
-from minglm.model.params import Params, walk_stacked
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -52,15 +51,6 @@ def as_storage(dtype: Any) -> Storage:
     if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"dtype {name!r} cannot hold weights here; take one of {', '.join([*DTYPES, *KINDS])}")
     return Storage(None, DTYPES[name])
-
-
-def kept_as(params: Params) -> str:
-    """How a model's weights are kept: the kind of its small floats if it has some, else their dtype's name."""
-    for _, array in walk_stacked(params):
-        first = array[0] if array.ndim == 3 else array  # a mapped stack is a list of its experts
-        if isinstance(first, SmallFloats):
-            return first.kind
-    return str(params.norm.weight.dtype.name)
 
 
 def as_dtype(dtype: Any) -> np.dtype:

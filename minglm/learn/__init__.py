@@ -1,1 +1,9 @@
-"""Learning by doing: models with real bugs to be found."""
+"""Learning by doing: exercises that name the mistake, and models with real bugs to be found.
+
+from minglm.learn import check, case
+check("router", my_router)
+"""
+
+from minglm.learn.check import Report, case, check
+
+__all__ = ["Report", "case", "check"]

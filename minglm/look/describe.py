@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 from minglm.config import Config
 from minglm.formats.memory import in_bytes
-from minglm.formats.storage import kept_as
 from minglm.look.tables import html_table, table
 from minglm.model.params import walk_stacked
 
@@ -72,7 +71,7 @@ def costs(model: "Model") -> list[tuple[str, str]]:
     context = config.max_position_embeddings
     return [
         *parameters(config),
-        ("weights in memory", f"{in_bytes(stored)} ({kept_as(model.params)})"),
+        ("weights in memory", f"{in_bytes(stored)} ({model.storage})"),
         ("key/value cache per token", f"{in_bytes(config.kv_bytes_per_token(itemsize))} ({compute})"),
         ("floating-point operations, first token", f"{config.flops_per_token(1):,}"),
         (f"floating-point operations, token {context:,}", f"{config.flops_per_token(context):,}"),

@@ -219,8 +219,8 @@ assert curve.argmax() == 1
 # GLM models before it, turns a half, `partial_rotary_factor` 0.5. The other half compares *content only*: its part of
 # the score is the same at any distance.
 #
-# Layer 4's head shows what that is good for. Token 12, the second `w`, belongs to the second `width`. Its head could
-# look up what came after the first `w`. Let us split the scores of its query into the two parts.
+# Layer 4's head shows what that is good for. Token 12, `␣w`, begins the second `width`. Its head could look up what
+# came after the `w` of the first one. Let us split the scores of its query into the two parts.
 
 # %%
 q4, k4 = trace["layers.4.self_attn.q_rope"][0, 12, 4], trace["layers.4.self_attn.k_rope"][0, :13, 1]
@@ -230,6 +230,7 @@ for s in np.argsort(-(moving + resting))[:4]:
     print(f"{trace.tokens[s]!r:10} turned {moving[s]:5.2f}  rest {resting[s]:5.2f}  sum {moving[s] + resting[s]:5.2f}")
 assert (moving + resting).argmax() == resting.argmax() == 5
 assert moving.argmax() != 5
+assert resting[5] > np.sort(resting)[-2] + 1
 
 # %% [markdown]
 # The best key is token 5, `idth`: what came after `w` the first time. The part that is not turned sets it apart, by

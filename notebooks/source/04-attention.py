@@ -21,6 +21,7 @@ import numpy as np
 
 import minglm
 from minglm.look import plots
+from minglm.look.families import FAMILIES
 from minglm.model import rms_norm, rope, rotation, softmax
 
 np.set_printoptions(precision=3, suppress=True, linewidth=110)
@@ -95,8 +96,8 @@ print(scores[:5, :5])
 # **Step 5, softmax.** Each row becomes shares that sum to 1: e to the power of the score, over the sum of the row. A
 # score that is 1 higher counts e = 2.7 times as much; −∞ counts nothing.
 #
-# **Step 6, mix.** The new row of a token is the sum of all values, each times its share. Token 12 is the second `w`:
-# where will it look?
+# **Step 6, mix.** The new row of a token is the sum of all values, each times its share. Token 12 is `␣w`, the
+# beginning of the second `width`: where will it look?
 
 # %%
 probs = softmax(scores)
@@ -108,9 +109,26 @@ for s in np.argsort(-probs[12])[:3]:
 assert probs[12].argmax() == 5
 
 # %% [markdown]
-# It takes four fifths of its new row from token 5, the `idth` that followed the first `w`. No rule says so; training
-# found that looking up *what came next the last time* is a good way to guess what comes next. Heads that do it are
-# called induction heads (arXiv 2209.11895).
+# It takes four fifths of its new row from token 5, the `idth` that followed the first `w`. (That one stood after a
+# bracket and is another token of the vocabulary, `w` without the space; the head finds it all the same.) No rule says
+# so; training found that looking up *what came next the last time* is a good way to guess what comes next. Heads that
+# do it are called induction heads (arXiv 2209.11895).
+#
+# One row of one text shows little. The usual test leaves meaning out: 24 tokens drawn at random, then the same 24
+# again. How much does each head, at a token's second occurrence, look at what followed the first?
+
+# %%
+once = np.random.default_rng(0).choice(np.arange(300, 2000), 24, replace=False)  # seed 0
+twice = model.trace(np.tile(once, 2)[None], keep="layers.*.self_attn.probs")
+asks = np.arange(24, 47)  # the second time, but for the last token
+looks = np.stack([twice[f"layers.{n}.self_attn.probs"][0][:, asks, asks - 23].mean(axis=1) for n in range(6)])
+print("layer by head:\n", looks.round(2), f"\nlooking at all tokens alike: {(1 / (asks + 1)).mean():.2f}")
+assert looks[4, 3:].min() > 0.2
+assert np.delete(looks.ravel(), [27, 28, 29]).max() < 0.05  # heads 3, 4, 5 of layer 4 left out
+
+# %% [markdown]
+# Three heads of 36 do it, all in layer 4, and on tokens that mean nothing. They are heads 3, 4 and 5: the three that
+# read key/value head 1. All others give that token about what an even look would, or less.
 #
 # Rows sum to 1. Columns do not, and need not: a column's sum says how much a token is listened to by all later ones.
 
@@ -133,9 +151,10 @@ print(f"zeroed after the softmax: token 5's shares sum to {late[5].sum():.3f}")
 assert (zeroed[5, 6:].sum() > 0) & (late[5].sum() < 0.99)
 
 # %% [markdown]
-# The first leak is small here, because this head's scores are mostly positive; a head with negative ones would leak
-# nearly everything. In training such a leak is a catastrophe of the pleasant sort: the loss falls wonderfully,
-# because the answer is in the input.
+# The first leak is small here, because the scores that this token may see are large; where they are all far below 0
+# nearly everything would leak. The second mistake leaves a twentieth of a row: the softmax had already given the rest
+# to the future. In training such a leak is a catastrophe of the pleasant sort: the loss falls wonderfully, because the
+# answer is in the input.
 #
 # ## All heads, and who shares
 #
@@ -147,8 +166,8 @@ plots.plot_attention(tap["probs"], trace.tokens, kv_heads=config.num_key_value_h
 
 # %% [markdown]
 # Down stand the tokens that ask, across those they look at; dark is much. In the lower row heads 3, 4 and 5 have dark
-# cells left of the diagonal where the second `width` and `height` find what followed the first. In the upper row
-# heads 0 to 2 look at near tokens and at the beginning.
+# cells left of the diagonal where the second `width` and `height` find what followed the first; tokens that find
+# nothing look at `def`, the first column. In the upper row heads 0 to 2 stay near the diagonal, at a few tokens before.
 #
 # Sharing keys does not force heads to look at the same place: their queries differ. Still, heads of one group are
 # more alike than others. The measure: half the sum of |p − p′|, which is 0 for equal shares and 1 for shares without
@@ -183,7 +202,10 @@ def empty_one(name, array):
 silent = model.trace(trace.ids, keep="layers.4.self_attn.heads", tap=empty_one)["layers.4.self_attn.heads"][0]
 quiet = [n for n in range(6) if not silent[:, n].any()]
 print("silent:", quiet, "; by h // R:", [n for n in range(6) if n // R == 1], "; by h mod G:", [1, 3, 5])
+agree = {H: sum(n // (H // G) == n % G for n in range(H)) for H, G in ((6, 2), (96, 8))}
+print("heads that both rules send to the same place:", agree)
 assert quiet == [3, 4, 5]
+assert agree == {6: 4, 96: 12}
 
 # %% [markdown]
 # With the wrong rule four of the six heads would get the right keys by accident (0, 2, 3 and 5), and the model would
@@ -206,7 +228,7 @@ print("size of what each head writes for token 12:", np.linalg.norm(by_head[:, 1
 #
 # ## Writing: what has to be remembered
 #
-# A text is written one token at a time. What does token 18 need of tokens 0 … 17? Only their keys and values: nobody
+# A text is written one token at a time. What does token 17 need of tokens 0 … 16? Only their keys and values: nobody
 # looks ahead, so nothing in the earlier rows depends on it, and their queries were asked long ago. Keep the keys
 # (turned) and the values: that is the **KV cache**.
 #
@@ -266,8 +288,9 @@ for context in (1_000, 32_768, 131_072):
 
 # %%
 rng = np.random.default_rng(0)
-latent, one_query = rng.standard_normal(512), rng.standard_normal(128)
-W = rng.standard_normal((128, 512)) / 16
+sizes = FAMILIES["DeepSeek-V3"].latent  # kept: numbers of the latent; turned: rotary numbers
+latent, one_query = rng.standard_normal(sizes.kept), rng.standard_normal(128)
+W = rng.standard_normal((128, sizes.kept)) / 16
 np.testing.assert_allclose(one_query @ (W @ latent), (W.T @ one_query) @ latent)
 print("per key: a dot product over", one_query.size, "numbers becomes one over", latent.size)
 
@@ -278,9 +301,9 @@ print("per key: a dot product over", one_query.size, "numbers becomes one over",
 
 # %%
 L, H, G = glm.num_hidden_layers, glm.num_attention_heads, glm.num_key_value_heads
-kept = {"MHA": 2 * H * 128, "GQA": 2 * G * 128, "MLA": 512 + 64}  # numbers per token and layer
-work = {"MHA": 2 * H * 256, "GQA": 2 * H * 256, "MLA": 2 * H * (512 + 64 + 512)}  # operations per key and layer
-assert 2 * L * kept["GQA"] == bytes_per_token
+kept = {"MHA": 2 * H * 128, "GQA": 2 * G * 128, "MLA": sizes.kept + sizes.turned}  # numbers per token and layer
+numbers = {"MHA": 256, "GQA": 256, "MLA": 2 * sizes.kept + sizes.turned}  # that a head multiplies for a key
+work = {kind: 2 * H * numbers[kind] for kind in kept}  # operations per key and layer
 for kind in kept:
     print(
         f"{kind}: cache at 131,072 tokens {2 * L * kept[kind] * 131_072 / 2**30:5.1f} GiB; "
@@ -288,16 +311,20 @@ for kind in kept:
         f"{work[kind] / (2 * kept[kind]):5.1f} operations per byte"
     )
 assert work["MLA"] / work["GQA"] == 4.25
+for kind, model_of_kind in (("GQA", FAMILIES["GLM-4.5"]), ("MLA", FAMILIES["GLM-4.5"]._replace(latent=sizes))):
+    assert 2 * L * kept[kind] * 131_072 == model_of_kind.cache_bytes(131_072)
+    assert L * work[kind] * 131_072 == model_of_kind.flops_per_token(131_072) - model_of_kind.flops_per_token(0)
 
 # %% [markdown]
 # Sharing divides the cache by 12 and the arithmetic by nothing: GQA does exactly the work of MHA. MLA's cache is 3.6
 # times smaller still, and its arithmetic 4.25 times larger: 2,519 GFLOP per token, beside 66 for all weights of the
 # model together.
 #
-# That is the reason the authors gave for GQA when they were asked (it is not in the report): MLA computes more while
-# decoding, dot products over 512 numbers, and on some hardware that is the bottleneck. Which hardware? A machine can
-# read so many bytes and do so many operations in a second. Attention takes the longer of the two times. The picture
-# has both, over the number of operations that a machine can do per byte it reads.
+# Why did the authors take GQA? The report compares neither with the other. An answer of theirs to users, known to us
+# second-hand and not found again, gives this reason: MLA computes more while decoding, with its dot products over 512
+# numbers, and on some hardware that is the bottleneck. Whoever said it, it can be computed. Which hardware? A machine
+# can read so many bytes and do so many operations in a second. Attention takes the longer of the two times. The
+# picture has both, over the number of operations that a machine can do per byte it reads.
 
 # %%
 machine = np.geomspace(1, 1000, 200)  # operations per byte

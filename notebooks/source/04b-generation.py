@@ -73,6 +73,16 @@ print(f"tokens through the model: {fed} with the cache, {without} without")
 # decode each weight serves one token, so a machine waits for its memory more than for its arithmetic. That is why
 # long prompts are read faster than answers are written ([14](14-speed.ipynb) measures it).
 #
+# For GLM-4.5, with 2 bytes a weight: one token decoded alone needs the weights that are active for it; 4,096 tokens
+# of a prompt need at most all there are, once.
+
+# %%
+glm = minglm.PRESETS["GLM-4.5"].count_parameters()
+decode, prefill = 2 * glm.active / 1e9, 2 * (glm.total - glm.mtp) / 4096 / 1e9
+print(f"GB of weights read for each token: decode {decode:.1f}, prefill of 4,096 at most {prefill:.2f}")
+assert decode > 300 * prefill
+
+# %% [markdown]
 # ## Temperature
 #
 # Choosing by chance needs a distribution, and it can be made sharper or flatter first. **Temperature** divides the
@@ -99,6 +109,7 @@ for temperature, colour, line in ((0.5, "#0072b2", "-"), (1.0, "#d55e00", "--"),
 axes.axhline(1 / len(probs), color="black", linewidth=1, label=f"uniform, 1/{len(probs):,}")
 axes.set(ylim=(1e-8, 1), title="glm-tiny after 'for i in range(': probability by rank")
 axes.legend(fontsize=9)
+assert (softmax(logits / np.float32(2)) > 1 / len(probs)).sum() > 300
 picture
 
 # %% [markdown]
@@ -187,9 +198,9 @@ again = [model.generate(prompt, temperature=0.7, seed=1, **options).ids for _ in
 assert again[0] == again[1]
 
 # %% [markdown]
-# Three seeds, three texts that look like pieces of a Python file; at temperature 3 it is letters. Equal seeds give
-# equal tokens on one machine. On another machine a probability may differ in its last digits, a draw may fall on the
-# other side of a border, and from there on the texts part.
+# Three seeds, three texts that look like pieces of a Python file; at temperature 3 pieces of words run together. Equal
+# seeds give equal tokens on one machine. On another machine a probability may differ in its last digits, a draw may
+# fall on the other side of a border, and from there on the texts part.
 #
 # ## Stopping
 #

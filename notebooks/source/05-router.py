@@ -82,12 +82,20 @@ assert 14 not in picked
 # %%
 routing = trace.routing  # what the routers of all five layers with experts chose: [T, layer, ...]
 plots.plot_selection(
-    routing.scores, routing.biased_scores, K=2, layer=0, token=token, tokens=trace.tokens, layers=routing.layers
+    routing.scores,
+    routing.biased_scores,
+    K=2,
+    layer=0,
+    token=token,
+    tokens=trace.tokens,
+    layers=routing.layers,
+    name="glm-tiny",
 )
 
 # %% [markdown]
 # Expert 12 stands alone. Among all the others the diamonds are almost level, for their scores are small and their
-# biases alike; expert 14, whose bar is the second highest, ends below them.
+# biases alike; expert 14, whose bar is the second highest, ends below them. Hatched are the two bars whose place the
+# bias changed: 4 came in, 14 went out.
 #
 # How near was it? The **margin** is the distance from the last one picked to the next. Where it is tiny, a rounding
 # error would send the token elsewhere; comparisons of two implementations have to allow for that.
@@ -99,12 +107,14 @@ print(f"margin {margin:.4f}; smallest of the {len(rows)} tokens: {routing.margin
 changed = (np.sort(routing.indices[:, 0]) != np.sort(np.argsort(-routing.scores[:, 0])[:, :2])).any(axis=1)
 print(f"tokens of the {len(rows)} that see another pair of experts because of the bias: {changed.sum()}")
 assert changed[token]
+assert changed.sum() > len(rows) / 2
 assert np.array_equal(routing.indices[:, 0, 0], routing.scores[:, 0].argmax(axis=1))  # the first choice stays
 
 # %% [markdown]
-# In this layer the bias decides for more than half of the tokens who comes second, never who comes first. That is a
-# lot, and the price is visible: second experts with scores near nothing. It is also one layer of a small model; how
-# much balance costs is measured in [08a](08a-expert-load.ipynb) and in the [ablations](../docs/ablations.md).
+# In this layer the bias decides for more than half of these tokens who comes second, for none of them who comes first.
+# That is a lot, and the price is visible: second experts with scores near nothing. It is also one layer of a small
+# model; how much balance costs is measured in [08a](08a-expert-load.ipynb) and in the
+# [ablations](../docs/ablations.md).
 #
 # ## Step 3: the weights come from the scores without the bias
 #
@@ -167,12 +177,33 @@ grouped = replace(model.config, n_group=4, topk_group=1)  # experts 0–3, 4–7
 indices = minglm.model.router(rows, gate, grouped)[0].indices
 assert (indices[:, 0] // 4 == indices[:, 1] // 4).all()
 assert np.array_equal(indices[:, 0], routing.indices[:, 0])
+assert (indices[:, 1] != routing.indices[:, 1]).all()
 print(indices.T)
 
 # %% [markdown]
 # Both experts of a token now stand in the same group of four. For these tokens the group of the best expert won each
-# time, so the first choice is the one of before and most second choices are new. It need not be so: a group with two
+# time, so the first choice is the one of before; every second choice is new. It need not be so: a group with two
 # good experts beats a group with the best one and three poor ones.
+#
+# ## GLM-4.5's router
+#
+# The same few lines at the real size: how many sets of experts a layer has to choose from, and what the choice costs,
+# as a share of the model's arithmetic for a token (two operations for each weight).
+
+# %%
+from math import comb
+
+for name in ("glm-tiny", "GLM-4.5"):
+    c = minglm.PRESETS[name]
+    layers = c.num_hidden_layers - c.first_k_dense_replace
+    share = 2 * layers * c.n_routed_experts * c.hidden_size / c.flops_per_token(0)
+    print(f"{name}: {comb(c.n_routed_experts, c.num_experts_per_tok):,} sets in a layer; {layers} routers: {share:.2%}")
+    assert share < 0.01
+
+# %% [markdown]
+# Choosing is cheap: less than a hundredth of the work, and it decides which of the weights do the rest. A layer of
+# GLM-4.5 has nearly nine trillion sets to choose from. It was trained on 23 trillion tokens (arXiv 2508.06471): not
+# three for each set, if all were alike.
 #
 # ## What we have learnt
 #

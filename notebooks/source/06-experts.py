@@ -73,7 +73,7 @@ assert abs(ratio - 1) > 0.05
 #
 # In symbols the routed part is, for token t,
 #
-# $$ y_t = \sum_{k} w_{t,k} \; \mathrm{expert}_{i_{t,k}}(x_t) $$
+# $$ y_t = \sum_{k} w_{t,k} \mathrm{expert}_{i_{t,k}}(x_t) $$
 #
 # The plainest program asks all E experts about all tokens and gives a weight of 0 to those that were not picked. It
 # is the definition, and a good reference. It does E/K times too much work.
@@ -154,8 +154,9 @@ np.testing.assert_allclose(routed + always, out, atol=1e-4)
 print("routed + shared = the layer's MLP, for all", N, "tokens")
 
 # %% [markdown]
-# `routed_scaling_factor` is already in the routed weights. To multiply the shared expert by it, too, is a known bug
-# of several programs. How large are the two parts, in all layers?
+# `routed_scaling_factor` is already in the routed weights. To multiply the shared expert by it, too, breaks no shape;
+# nor does forgetting it (sglang pull request 8333) or applying it twice (sglang-das pull request 150). How large are
+# the two parts, in all layers?
 
 # %%
 layers = range(config.first_k_dense_replace, config.num_hidden_layers)
@@ -256,11 +257,11 @@ for name in ("glm-tiny", "GLM-4.5-Air", "GLM-4.5"):
     n = c.count_parameters()
     one = 3 * c.hidden_size * c.moe_intermediate_size
     sparse = c.num_hidden_layers - c.first_k_dense_replace
-    print(f"{name}: K/E = {c.num_experts_per_tok}/{c.n_routed_experts}, an expert has {one:,} weights")
+    visited, there = sparse * c.num_experts_per_tok, sparse * c.n_routed_experts
+    print(f"{name}: a token visits {visited} of {there:,} routed experts of {one:,} weights")
     print(
         f"   trunk {n.trunk:,}, active {n.trunk_active:,}; routed experts are "
-        f"{sparse * c.n_routed_experts * one / n.trunk:.0%} of the trunk and "
-        f"{sparse * c.num_experts_per_tok * one / n.trunk_active:.0%} of what is active"
+        f"{there * one / n.trunk:.0%} of the trunk and {visited * one / n.trunk_active:.0%} of what is active"
     )
 assert (round(n.report_total / 1e9), round(n.report_active / 1e9)) == (355, 32)
 print(f"GLM-4.5 as the report counts: {n.report_total:,} and {n.report_active:,}")

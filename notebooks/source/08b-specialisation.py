@@ -435,9 +435,7 @@ print(f"{len(table)} experts: correlation of load and cost {np.corrcoef(load, me
 dearest = sorted(table, key=lambda row: -row["cost"])[:4]
 assert {row["layer"] for row in dearest} == {1, 2}
 for row in dearest:
-    print(
-        f"layer {row['layer']}, expert {row['expert']:2}: load {row['load']:.1%}, {row['worst']} {row['cost']:+.2f} bits"
-    )
+    print(f"layer {row['layer']}, expert {row['expert']:2}: load {row['load']:.1%}, {row['worst']} {row['cost']:+.2f}")
 
 # %% [markdown]
 # Hardly related. The dearest ones stand in the first two layers that have experts, and are dear for direct or worked
@@ -459,7 +457,7 @@ for row in dearest:
 #
 # 1. Fresh weights with other seeds give other routings. Is the largest lift of an untrained layer ever below ours? How
 #    many seeds do you need to say "ours is unusual"?
-# 2. Find a token with two first choices in layer 5, each in a third of its occurrences or more. Which tokens stand before
+# 2. Find a token with two first choices in layer 5, each in a third of its occurrences or more. What stands before
 #    it in the one case and in the other?
 # 3. Take away expert 1 *and* another one of layer 3 (the tap can set two columns). Is there a pair that costs far more
 #    than the sum of both?

@@ -200,9 +200,7 @@ rng = np.random.default_rng(0)
 for tokens in (1, 2, 4, 8, 32):
     distinct = np.mean([len(np.unique(np.argsort(rng.random((tokens, 160)), axis=1)[:, :8])) for _ in range(200)])
     share = distinct / 8 / tokens
-    print(
-        f"{tokens:3} tokens, 8 of 160 experts each, by dice: {distinct:5.1f} experts, {share:.0%} of {tokens} single steps"
-    )
+    print(f"{tokens:3} tokens, 8 of 160 experts each, by dice: {distinct:5.1f} experts, {share:.0%} of single steps")
 
 # %% [markdown]
 # ## GLM-4.5

@@ -36,13 +36,15 @@ CELLS = 16  # rows or columns up to which numbers are printed
 class Picture(Figure):
     """A figure that a notebook shows by itself, without a backend, and small enough to be kept in the repository."""
 
-    def _repr_png_(self) -> bytes:
+    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
+        """The image, and its titles as the text that stands for it (Jupyter: metadata `alt`)."""
         from PIL import Image
 
         drawn, small = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, dpi=80)
         Image.open(drawn).convert("RGB").quantize(64).save(small, "png", optimize=True)
-        return small.getvalue()
+        titles = [self.get_suptitle(), *(ax.get_title(loc) for ax in self.axes for loc in ("left", "center"))]
+        return small.getvalue(), {"alt": "; ".join(title.replace("\n", "; ") for title in titles if title)}
 
 
 def new_figure(

@@ -1,0 +1,227 @@
+"""`check("router", my_router)`: runs the cases of an exercise and says what went wrong, by its name where there is one.
+
+The order: callable, shapes, dtype, inputs unchanged, properties, values. For values a mistake is named on evidence
+only: the answer equals that variant on every case, it can be told from the truth on three at least, and no other
+variant equals it, too. Then two mistakes at once are tried. Where nothing fits, the difference is described.
+"""
+
+import traceback
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minglm.learn.describe import describe
+from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart
+from minglm.learn.exercises import EXERCISES
+from minglm.look.tables import html_table, table
+
+EVIDENCE = 1000  # tolerances by which a variant must differ from the truth to count
+CASES = 3  # on so many cases at least
+
+
+class Point(NamedTuple):
+    """One of the points of an exercise."""
+
+    name: str
+    passed: bool
+
+
+class Report(NamedTuple):
+    """What `check` found."""
+
+    exercise: str
+    points: tuple[Point, ...]
+    says: tuple[str, ...]  # sentences, the first the most important
+    mistakes: tuple[str, ...]  # ids of those that were recognised: one, or two at once
+
+    @property
+    def passed(self) -> bool:
+        """Whether every public check was passed."""
+        return all(point.passed for point in self.points)
+
+    @property
+    def headline(self) -> str:
+        got = sum(point.passed for point in self.points)
+        return f"{self.exercise}: public checks passed, {got} of {len(self.points)} points"
+
+    def __repr__(self) -> str:
+        rows = [(point.name, "passed" if point.passed else "not yet") for point in self.points]
+        return "\n".join([self.headline, table(rows, ("point", "")), *self.says])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = [(point.name, "passed" if point.passed else "not yet") for point in self.points]
+        return html_table(rows, ("point", ""), self.headline) + "".join(f"<p>{escape(line)}</p>" for line in self.says)
+
+
+class _Answer(NamedTuple):
+    case: Case
+    outputs: Outputs | None  # None if `trouble`
+    trouble: str | None
+
+
+def exercise(name: str) -> Exercise:
+    """Raises ValueError with the names that there are."""
+    if name not in EXERCISES:
+        raise ValueError(f"no exercise {name!r}; there are {', '.join(EXERCISES)}")
+    return EXERCISES[name]
+
+
+def case(name: str, number: int) -> Inputs:
+    """The inputs of a case, to call your function with in a debugger: `my_router(*case("router", 7))`."""
+    cases = exercise(name).cases()
+    if not 0 <= number < len(cases):
+        raise ValueError(f"{name} has the cases 0 … {len(cases) - 1}, not {number}")
+    return cases[number].inputs
+
+
+def check(name: str, function: Callable[..., Any]) -> Report:
+    """Try a function on every case. Raises ValueError for an unknown exercise; whatever the function does becomes part
+    of the report."""
+    task = exercise(name)
+    cases = task.cases()
+    names = list(dict.fromkeys(each.point for each in cases))
+    if not callable(function):
+        sentence = f"this is {type(function).__name__}, not a function: give it without brackets, check({name!r}, f)"
+        return Report(name, tuple(Point(point, False) for point in names), (sentence,), ())
+    answers = [_run(task, function, each) for each in cases]
+    right = [each.trouble is None and _is_right(task, each) for each in answers]
+    points = tuple(
+        Point(point, all(ok for ok, each in zip(right, cases, strict=True) if each.point == point)) for point in names
+    )
+    if all(right):
+        narrow = _narrow(task, function, cases[0])
+        points = (*points, Point("dtype in = dtype out", narrow is None))
+        return Report(name, points, (narrow,) if narrow else (), ())
+    points = (*points, Point("dtype in = dtype out", False))
+    number = right.index(False)
+    place = f'Look at it: case("{name}", {number}).'
+    trouble = next((each.trouble for each in answers if each.trouble), None)
+    if trouble:
+        number = next(i for i, each in enumerate(answers) if each.trouble)
+        return Report(name, points, (trouble, f'Look at it: case("{name}", {number}).'), ())
+    found = _recognised(task, answers)
+    if found:
+        clauses = " And: ".join(mistake.says for mistake in found)
+        first = "It looks as if " + clauses if len(found) == 1 else "Two things: " + clauses
+        return Report(name, points, (first + ".", place), tuple(mistake.id for mistake in found))
+    broken = [rule.says for rule in task.properties if not _holds(rule, answers)]
+    wrong = answers[number]
+    assert wrong.outputs is not None
+    return Report(name, points, (*broken, *describe(task, wrong.case.inputs, wrong.outputs), place), ())
+
+
+# -- running -----------------------------------------------------------------------------------------------------
+
+
+def _run(task: Exercise, function: Callable[..., Any], each: Case) -> _Answer:
+    try:
+        with np.errstate(all="ignore"):
+            outputs = task.outputs(each.inputs, function(*(_protected(a) for a in each.inputs)))
+    except Exception as error:  # whatever a student's function raises is an answer, too
+        return _Answer(each, None, _sentence(error))
+    with np.errstate(all="ignore"):
+        truth = task.truth(each.inputs)
+    for name, wanted in truth.items():
+        found = outputs[name]
+        if found.shape != wanted.shape:
+            return _Answer(each, None, _shapes(task, name, found.shape, wanted.shape))
+        if found.dtype.kind not in "fiub" or (wanted.dtype.kind in "iu") != (found.dtype.kind in "iu"):
+            return _Answer(each, None, f"{name} is {found.dtype.name}, wanted {wanted.dtype.name}.")
+    return _Answer(each, outputs, None)
+
+
+def _protected(value: Any) -> Any:
+    """Arrays that cannot be written to: a function that changes its inputs is told so."""
+    if not isinstance(value, np.ndarray):
+        return value
+    kept = value.copy()
+    kept.flags.writeable = False
+    return kept
+
+
+def _sentence(error: Exception) -> str:
+    steps = traceback.extract_tb(error.__traceback__)
+    own = [step for step in steps if "minglm" not in step.filename.replace("\\", "/").split("/")]
+    line = f' at line {own[-1].lineno}: "{own[-1].line}"' if own else ""
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        return f"Your function changes what it was given{line}. Work on a copy, or make a new array."
+    if isinstance(error, NotImplementedError):
+        return "Nothing is written yet: replace the line that raises NotImplementedError."
+    return f"{type(error).__name__}{line}: {error}"
+
+
+def _shapes(task: Exercise, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
+    letters = task.axes[name].split()
+    same = len(letters) == len(wanted)
+    axes = f" [{', '.join(letters)}] =" if same and letters else ""
+    return f"{name} has the shape {list(found)}, wanted{axes} {list(wanted)}."
+
+
+def _is_right(task: Exercise, answer: _Answer) -> bool:
+    assert answer.outputs is not None
+    with np.errstate(all="ignore"):
+        return apart(answer.outputs, task.truth(answer.case.inputs)) <= task.tolerance
+
+
+def _narrow(task: Exercise, function: Callable[..., Any], each: Case) -> str | None:
+    """The same in float32: what is wrong with the dtype of the result."""
+    inputs = tuple(
+        a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in each.inputs
+    )
+    try:
+        outputs = task.outputs(inputs, function(*(_protected(a) for a in inputs)))
+    except Exception as error:
+        return f"With float32 inputs: {_sentence(error)}"
+    for name, found in outputs.items():
+        if found.dtype == np.float64:
+            return (
+                f"Your numbers are right; with float32 inputs {name} is float64, wanted float32. Which constant or "
+                "default array in your lines is float64?"
+            )
+    return None
+
+
+# -- recognising -------------------------------------------------------------------------------------------------
+
+
+def _recognised(task: Exercise, answers: Sequence[_Answer]) -> tuple[Mistake, ...]:
+    """One mistake, or two at once, whose numbers the answers are; nothing if none or several fit."""
+    single = [(mistake,) for mistake in task.mistakes]
+    double = list(combinations(task.mistakes, 2)) if task.pairs else []
+    for group in (single, double):
+        fitting = [mistakes for mistakes in group if _fits(task, mistakes, answers)]
+        if fitting and len({tuple(m.id for m in mistakes) for mistakes in fitting}) == 1:
+            return fitting[0]
+        if fitting and len(group[0]) == 1:
+            return ()
+        if fitting:
+            return fitting[0]
+    return ()
+
+
+def _fits(task: Exercise, mistakes: Sequence[Mistake], answers: Sequence[_Answer]) -> bool:
+    flags: dict[str, Any] = {}
+    for mistake in mistakes:
+        if flags.keys() & mistake.flags.keys():
+            return False
+        flags |= mistake.flags
+    evidence = 0
+    for answer in answers:
+        assert answer.outputs is not None
+        try:
+            with np.errstate(all="ignore"):
+                variant = task.truth(answer.case.inputs, **flags)
+        except (ValueError, IndexError, FloatingPointError):
+            return False
+        if apart(answer.outputs, variant) > task.tolerance:
+            return False
+        evidence += apart(variant, task.truth(answer.case.inputs)) > EVIDENCE * task.tolerance
+    return evidence >= CASES
+
+
+def _holds(rule: Any, answers: Sequence[_Answer]) -> bool:
+    return all(rule.holds(answer.case.inputs, answer.outputs) for answer in answers if answer.outputs is not None)

@@ -1,0 +1,90 @@
+"""What an exercise is: a reference with a flag for each known mistake, cases that tell them apart, and what to say."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minglm.model.ops import Array
+
+Inputs = tuple[Any, ...]
+Outputs = dict[str, Array]  # by name, in an order that does not depend on how the student sorted them
+
+
+class Mistake(NamedTuple):
+    """A wrong variant: the reference with these flags. Mistakes that give the same numbers share one id."""
+
+    id: str
+    flags: dict[str, Any]
+    says: str  # what was computed, as a clause: "the weights come from the biased scores"
+
+
+class Property(NamedTuple):
+    """Something that right answers have, whatever the inputs."""
+
+    says: str  # what is wrong if it does not hold
+    holds: Callable[[Inputs, Outputs], bool]
+
+
+class Case(NamedTuple):
+    """One set of inputs. Cases with the same point are passed or failed together."""
+
+    point: str  # what is tried: "without normalisation"
+    inputs: Inputs
+
+
+class Exercise(NamedTuple):
+    name: str
+    minutes: int  # for somebody who has read the notebook
+    brief: str  # signature with shapes, and the formula's source
+    reference: Callable[..., Any]  # (*inputs, **flags); without flags it is the model's own function
+    cases: Callable[[], Sequence[Case]]  # made anew at each call: always the same numbers
+    mistakes: tuple[Mistake, ...]
+    axes: dict[str, str]  # output name -> its axis letters, "T H d"
+    outputs: Callable[[Inputs, Any], Outputs]  # from what the function returned to named arrays
+    properties: tuple[Property, ...] = ()
+    pairs: bool = True  # whether two mistakes at once are looked for
+    tolerance: float = 1e-9  # of max|a − b| / max|b|, in float64
+
+    def truth(self, inputs: Inputs, **flags: Any) -> Outputs:
+        """The reference's answer, by name."""
+        return self.outputs(inputs, self.reference(*inputs, **flags))
+
+
+def one(name: str) -> Callable[[Inputs, Any], Outputs]:
+    """For functions that return one array."""
+
+    def outputs(inputs: Inputs, returned: Any) -> Outputs:
+        return {name: np.asarray(returned)}
+
+    return outputs
+
+
+def several(*names: str) -> Callable[[Inputs, Any], Outputs]:
+    """For functions that return a tuple of arrays."""
+
+    def outputs(inputs: Inputs, returned: Any) -> Outputs:
+        if not isinstance(returned, tuple | list) or len(returned) != len(names):
+            found = f"{len(returned)} things" if isinstance(returned, tuple | list) else type(returned).__name__
+            raise ValueError(f"returned {found}, wanted {len(names)}: {', '.join(names)}")
+        return {name: np.asarray(each) for name, each in zip(names, returned, strict=True)}
+
+    return outputs
+
+
+def distance(a: Array, b: Array) -> float:
+    """max|a − b| / max|b|; infinite where one is not finite and the other is, or the shapes differ."""
+    if a.shape != b.shape:
+        return np.inf
+    if not a.size:
+        return 0.0
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.where(same, 0.0, np.abs(a.astype(np.float64) - b.astype(np.float64)))
+    worst = float(np.nan_to_num(apart, nan=np.inf).max())
+    return worst / (float(np.abs(b[np.isfinite(b)]).max(initial=0)) or 1.0)
+
+
+def apart(a: Outputs, b: Outputs) -> float:
+    """The largest distance of two answers' outputs."""
+    return max((distance(a[name], b[name]) for name in b), default=0.0)

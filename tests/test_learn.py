@@ -1,0 +1,169 @@
+"""Checks of exercises: right answers pass in any form, each known mistake is named, others are described truly."""
+
+import re
+
+import numpy as np
+import pytest
+
+import minglm.model as book
+from minglm.config import PRESETS
+from minglm.learn import case, check
+from minglm.learn.exercise import apart
+from minglm.learn.exercises import EXERCISES
+from minglm.model.ops import Sight, attend
+from minglm.model.params import Router
+
+ALL = [(task, mistake) for task in EXERCISES.values() for mistake in task.mistakes]
+
+
+def router(h, gate, bias, K, normalise, scale):
+    config = PRESETS["micro"].replace(
+        n_routed_experts=len(gate), num_experts_per_tok=K, norm_topk_prob=normalise, routed_scaling_factor=scale,
+        n_group=1, topk_group=1,
+    )  # fmt: skip
+    routing, _ = book.router(h, Router(gate, bias), config)
+    return routing.indices, routing.weights
+
+
+def attention(q, k, v):
+    T, S = len(q), len(k)
+    sight = Sight(np.arange(S - T, S)[None], np.zeros((1, T), int), np.zeros((1, S), int))
+    return attend(q[None], k[None], v[None], sight)[0][0].reshape(T, -1)
+
+
+BOOK = {
+    "rms_norm": book.rms_norm,
+    "router": router,
+    "linear_bwd": lambda dy, x, weight: book.linear_bwd(dy, x, weight, np.zeros(len(weight), dy.dtype)),
+    "rms_norm_bwd": book.rms_norm_bwd,
+    "swiglu_bwd": book.swiglu_bwd,
+    "bias_update": lambda bias, indices, valid, rate: book.update_bias(
+        bias, book.expert_load(indices, len(bias), valid), rate
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_the_reference_passes_and_gives_every_point(name):
+    report = check(name, EXERCISES[name].reference)
+    assert report.passed, report
+    assert f"{len(report.points)} of {len(report.points)} points" in report.headline
+
+
+@pytest.mark.parametrize("name", BOOK)
+def test_the_model_s_own_function_passes(name):
+    assert check(name, BOOK[name]).passed, check(name, BOOK[name])
+
+
+@pytest.mark.parametrize(("task", "mistake"), ALL, ids=[f"{t.name}-{m.id}" for t, m in ALL])
+def test_a_mistake_differs_from_the_truth_on_three_cases(task, mistake):
+    with np.errstate(all="ignore"):
+        different = 0
+        for each in task.cases():
+            try:
+                wrong = task.truth(each.inputs, **mistake.flags)
+            except ValueError:
+                continue
+            different += apart(wrong, task.truth(each.inputs)) > 1000 * task.tolerance
+    assert different >= 3
+
+
+def test_mistakes_are_named():
+    """At least 95 of a hundred; the others are told by their shape or their looks."""
+    named, others = 0, []
+    for task, mistake in ALL:
+        report = check(task.name, lambda *inputs, t=task, m=mistake: t.reference(*inputs, **m.flags))
+        assert not report.passed
+        assert report.says
+        if report.mistakes == (mistake.id,):
+            named += 1
+        else:
+            others.append((task.name, mistake.id, report.says[0]))
+    print(f"{named} of {len(ALL)} mistakes named; described: {others}")
+    assert named >= 0.95 * len(ALL), others
+    assert not [other for other in others if EXERCISES[other[0]].name == other[1]]
+
+
+def test_two_mistakes_at_once_are_named():
+    task = EXERCISES["router"]
+    report = check("router", lambda *inputs: task.reference(*inputs, score="softmax", scaled=False))
+    assert set(report.mistakes) == {"softmax", "no_scale"}
+    assert report.says[0].startswith("Two things: ")
+
+
+RIGHT = {
+    "rms_norm, power": ("rms_norm", lambda x, w, eps: x * ((x**2).mean(-1, keepdims=True) + eps) ** -0.5 * w),
+    "rms_norm, length": (
+        "rms_norm",
+        lambda x, w, eps: x * x.shape[-1] ** 0.5 / np.sqrt((x**2).sum(-1, keepdims=True) + eps * x.shape[-1]) * w,
+    ),
+    "attend, the book's": ("attend", attention),
+    "router, another order": (
+        "router",
+        lambda *inputs: tuple(a[:, ::-1] for a in EXERCISES["router"].reference(*inputs)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_in_another_form(name):
+    exercise, function = RIGHT[name]
+    report = check(exercise, function)
+    values = [point for point in report.points if point.name != "dtype in = dtype out"]
+    assert all(point.passed for point in values), report
+
+
+def in_place(x, weight, eps):
+    x /= np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    return x * weight
+
+
+FRESH = {  # not from the list of known mistakes: each gets a true sentence
+    "factor": ("rms_norm", lambda x, w, eps: 2 * book.rms_norm(x, w, eps), "yours / right = 2 everywhere"),
+    "sign": ("rms_norm", lambda x, w, eps: -book.rms_norm(x, w, eps), "opposite sign"),
+    "shape": ("rms_norm", lambda x, w, eps: x[..., :-1], r"shape \[5, 7\], wanted \[\.\., D\] = \[5, 8\]"),
+    "in place": ("rms_norm", in_place, r'changes what it was given at line \d+: "x /= '),
+    "nothing": ("rms_norm", lambda x, w, eps: None, "shape"),
+    "one thing": ("router", lambda *inputs: np.zeros((40, 3)), "wanted two things"),
+    "no such expert": (
+        "router",
+        lambda *i: (np.full((len(i[0]), i[3]), 99), np.ones((len(i[0]), i[3]))),
+        "whole numbers 0 … 7",
+    ),
+    "an error": ("attend", lambda q, k, v: q[0] @ "k", "TypeError|UFuncTypeError|ValueError"),
+    "until": (
+        "attend",
+        lambda q, k, v: np.concatenate([attention(q, k, v)[:2], 0 * attention(q, k, v)[2:]]),
+        "right for T < 2, and wrong from T = 2 on",
+    ),
+    "places": ("swiglu_bwd", lambda dy, g, u: tuple(a[::-1] for a in book.swiglu_bwd(dy, g, u)), "in another order"),
+    "to be written": ("attend", lambda q, k, v: (_ for _ in ()).throw(NotImplementedError), "Nothing is written yet"),
+    "float64": ("rms_norm", lambda x, w, eps: book.rms_norm(x, w, eps).astype(np.float64), "float64, wanted float32"),
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_other_mistakes_get_a_true_sentence(name):
+    exercise, function, says = FRESH[name]
+    report = check(exercise, function)
+    assert not report.passed
+    assert report.mistakes == ()
+    assert re.search(says, " ".join(report.says)), report.says
+
+
+def test_cases_can_be_looked_at():
+    x, weight, eps = case("rms_norm", 0)
+    assert (x.shape, weight.shape, eps) == ((5, 8), (8,), 1e-3)
+    again = case("rms_norm", 0)
+    assert np.array_equal(again[0], x)
+    with pytest.raises(ValueError, match="the cases 0 … 4, not 9"):
+        case("rms_norm", 9)
+    with pytest.raises(ValueError, match="no exercise 'ruoter'; there are rms_norm"):
+        check("ruoter", print)
+    assert "not a function" in check("router", 3).says[0]
+
+
+def test_a_report_shows_itself():
+    report = check("rms_norm", in_place)
+    assert "public checks passed, 0 of 4 points" in repr(report)
+    assert "<table" in report._repr_html_()
