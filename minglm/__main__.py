@@ -1,9 +1,18 @@
 """`python -m minglm` is the command `minglm`."""
 
-if __name__ == "__main__":  # processes that are started from this one read this file, too
-    try:
-        from minglm.cli import main
+import sys
 
-        raise SystemExit(main())
-    except KeyboardInterrupt:  # before there is a command that could say so
-        raise SystemExit(130) from None
+
+def main() -> int:
+    """The command, whose imports may take a second and be interrupted."""
+    try:
+        from minglm.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("\nminglm: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":  # processes that are started from this one read this file, too
+    raise SystemExit(main())

@@ -1,5 +1,6 @@
 """The face of the package: `load`, `new`, and the `Model` they return."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from pathlib import Path
@@ -162,8 +163,9 @@ class Model:
 
         Options: temperature (0: greedy), top_k, top_p, min_p, seed, end_ids (default: the config's), tap,
         engine ("fast": compiled kernels; "numpy": the book), threads (default: as many as pay); draft: guess so many
-        tokens ahead with the MTP layer, or with draft_model, a smaller model with the same tokenizer. Drafts make it
-        faster and change nothing else: greedy text stays the same, sampled text keeps its distribution.
+        tokens ahead with the MTP layer, or with draft_model, a smaller model with the same tokenizer. Greedy text stays
+        the same, sampled text keeps its distribution but is another draw of it for the same seed. Drafts pay where a
+        step is slow; small models may get slower.
 
         Raises ValueError for a tap with the fast engine, whose steps cannot be watched, and for weights that it does
         not read (float64, float16): then take engine="numpy".
@@ -216,16 +218,24 @@ class Model:
         how = Sampling(temperature, top_k, top_p, min_p).check()
         if not _is_whole(seed, 0, 2**63):
             raise ValueError(f"seed = {seed!r} must be a whole number, 0 or more")
-        ends = list(self.config.eos_token_id if end_ids is None else np.atleast_1d(np.asarray(end_ids)).tolist())
-        if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
-            raise ValueError(f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1})")
+        ends = self._checked_ends(end_ids)
         capacity = len(ids) + max_new_tokens
         chosen = self._engine(engine, capacity, threads, tap, draft + 1)
-        rest = max_new_tokens, how, frozenset(ends), self.usable_tokens
+        rest = max_new_tokens, how, ends, self.usable_tokens
         if not draft:
             return steps(chosen, ids, *rest, seed)
         drafter = self._drafter(engine, capacity, threads, tap, helper)
         return speculative_steps(chosen, drafter, ids, *rest, draft, seed)
+
+    def _checked_ends(self, end_ids: Any) -> frozenset[int]:
+        if end_ids is None:
+            return frozenset(self.config.eos_token_id)
+        ends = np.atleast_1d(np.array(end_ids, object)).tolist()
+        if wrong := [i for i in ends if not _is_whole(i, 0, self.config.vocab_size - 1)]:
+            raise ValueError(
+                f"end_ids: {wrong[0]!r} is no token id (0 … {self.config.vocab_size - 1}); give some in a flat list"
+            )
+        return frozenset(ends)
 
     def _engine(self, name: str, capacity: int, threads: int | None, tap: UserTap | None, rows: int = 1) -> "Engine":
         from minglm.generate.loop import NumpyEngine
@@ -301,7 +311,7 @@ class Model:
         from minglm.formats.checkpoint import save_checkpoint
         from minglm.formats.gguf_file import save_gguf
 
-        if Path(folder).name.lower().endswith(".gguf"):
+        if is_gguf(folder):
             save_gguf(folder, self.config, self.params, dtype, self.tokenizer, self.chat_template)
             return
         if self.tokenizer is None and (Path(folder) / "tokenizer.json").exists():
@@ -481,17 +491,27 @@ def find(name: str | Path) -> Path:
     if not isinstance(name, str | Path) or not str(name):
         raise ValueError(f"a checkpoint is given as a folder or a name, got {name!r}")
     path = Path(name)
-    try:
-        if path.is_dir():
-            return path
-    except (OSError, ValueError) as error:  # a name longer than a name may be
-        raise ValueError(f"{str(name)[:60]} …: {error}") from None
+    if os.path.isdir(path):
+        return path
+    if is_gguf(path):
+        raise ValueError(f"{path}: GGUF files are written, not read; give the folder that it was made from")
+    if os.path.isfile(path):
+        raise ValueError(f"{path} is a file; a checkpoint is a folder with config.json and *.safetensors")
     here = Path(__file__).resolve().parent
     for weights in (here / "weights", here.parent / "weights"):  # in a wheel; in a checkout
-        if (weights / str(name) / "config.json").exists():
+        if os.path.exists(weights / str(name) / "config.json"):
             return weights / str(name)
     shipped = sorted({p.parent.name for w in (here, here.parent) for p in (w / "weights").glob("*/config.json")})
-    raise ValueError(f"{name}: no such folder, and no shipped checkpoint of that name ({', '.join(shipped) or 'none'})")
+    raise ValueError(
+        f"{name!s:.200}: no such folder, and no shipped checkpoint of that name ({', '.join(shipped) or 'none'})"
+    )
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether a name asks for a GGUF file. Raises ValueError for one that is nothing but the ending."""
+    if Path(name).name.lower() == ".gguf":
+        raise ValueError(f"{name} is an ending without a name; take model.gguf")
+    return Path(name).suffix.lower() == ".gguf"
 
 
 def _pieces(decoder: "StreamDecoder", steps: "Iterator[Step]") -> Iterator[str]:
@@ -518,6 +538,8 @@ def _checked_tap(tap: UserTap | None, config: Config) -> Tap:
     """A user's tap as the model calls it: returning nothing keeps the array, a replacement must fit."""
     if tap is None:
         return no_tap
+    if not callable(tap):
+        raise ValueError(f"tap = {tap!r} must be a function, tap(name, array)")
 
     def checked(name: str, array: Array) -> Array:
         replacement = tap(name, array)

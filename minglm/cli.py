@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import minglm
-from minglm.api import find, load
+from minglm.api import find, is_gguf, load
+from minglm.formats.smallfloats import KINDS
+from minglm.formats.storage import DTYPES
 
 DEFAULT = "glm-tiny"
+KEPT = (*DTYPES, *KINDS)  # ways to keep weights
 DEMO_PROMPT = "[gMASK]<sop><|user|>\n17+25/nothink<|assistant|>\n<think></think>"  # as the chat template asks it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it went well, 1 if `diff` found a difference, 2 for wrong input, 130 if interrupted."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")  # whatever the terminal's code page is
+    _open_streams()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.showwarning = lambda message, *where, **more: print(f"minglm: {message}", file=sys.stderr)
     parser = _parser()
     given, more = parser.parse_known_args(arguments)
     if given.run is _diff and len(more) == 1 and not more[0].startswith("-"):
@@ -34,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return given.run(given) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            return given.run(given) or 0
     except BrokenPipeError:  # `minglm … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except (ValueError, OSError) as error:
-        print(f"minglm {given.command}: {_as_options(str(error))}", file=sys.stderr)
+        print(f"minglm {given.command}: {_in_flags(str(error))}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"minglm {given.command}: not enough memory: {error}", file=sys.stderr)
@@ -49,19 +51,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-_OPTIONS = (  # what Python calls it, what it is called here
-    (r"draft_model=?", "--draft-model"), (r"draft(?: is |=| = )(\d+)", r"--draft \1"), (r"mode='mmap'", "--mmap"),
-    (r"engine='(\w+)'", r"--engine \1"), (r"max_new_tokens", "--tokens"), (r"leave dtype out", "leave out --dtype"),
-    (r"dtype='(\w+)'", r"--dtype \1"), (r"^memory\b", "--memory"), (r"\btop_k\b", "--top-k"), (r"\btop_p\b", "--top-p"),
-    (r"\bmin_p\b", "--min-p"),
-)  # fmt: skip
+def _open_streams() -> None:
+    """UTF-8 whatever the terminal's code page is; a stream that the shell has closed (`>&-`) is empty."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _as_options(message: str) -> str:
-    """An error of the Python face in the words of the command line."""
-    for python, here in _OPTIONS:
-        message = re.sub(python, here, message)
-    return message
+_IN_FLAGS = (  # how errors of the Python face name things, and how the command line does
+    (r"\b(engine|dtype)='([\w-]+)'", r"--\1 \2"),
+    (r"\bmode='mmap'", "--mmap"),
+    (r"^(dtype|draft|temperature|seed|threads) = '?([^\s']+)'?", r"--\1 \2"),
+    (r"^(top|min)_([kp]) = ", r"--\1-\2 "),
+    (r"\bmax_new_tokens = ", "--tokens "),
+    (r"^memory\b", "--memory"),
+    (r"\bleave dtype out", "leave --dtype out"),
+    (r"\bdraft_model=?", "--draft-model"),
+    (r"\bdraft is 0", "--draft is 0"),
+    (r"\bdraft=", "--draft "),
+)
+
+
+def _in_flags(text: str) -> str:
+    for python, flag in _IN_FLAGS:
+        text = re.sub(python, flag, text)
+    return text
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Our own warnings without the line of code that gives them."""
+    own = issubclass(category, UserWarning)
+    text = (
+        f"minglm: {_in_flags(str(message))}\n" if own else warnings.formatwarning(message, category, filename, lineno)
+    )
+    print(text, end="", file=sys.stderr)
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -69,9 +97,17 @@ def _as_options(message: str) -> str:
 
 def _load(given: argparse.Namespace) -> minglm.Model:
     memory = None if given.memory is None else given.memory * 1e9
-    if given.model.lower().endswith(".gguf"):
-        raise ValueError(f"{given.model}: GGUF files are written here, not read; give the folder it was made of")
     return load(given.model, given.dtype, "mmap" if given.mmap else "memory", memory)
+
+
+def _widened(given: argparse.Namespace, model: minglm.Model) -> str:
+    """What to say where nobody asked to make more bytes of the weights than the folder has; else nothing."""
+    from minglm.look.folder import small_kind
+
+    stored = small_kind(find(given.model)) if given.dtype is None else None
+    if stored in (None, model.storage):
+        return ""
+    return f"(stored as {stored}, widened to {model.storage}; --dtype {stored} keeps the codes)"
 
 
 def _demo(given: argparse.Namespace) -> None:
@@ -96,10 +132,10 @@ def _generate(given: argparse.Namespace) -> None:
     print(decoder.finish())
     residency = residency_of(model.params)
     read = f", {residency.read / 1e9:,.2f} GB of experts read" if residency else ""
-    ended = (
-        f"stopped by {steps[-1].stop_reason}" if steps[-1].stop_reason != "length" else f"cut at {given.tokens} tokens"
-    )
-    print(f"({Stats.of(0, steps)}, weights in {model.storage}, {ended}{read})", file=sys.stderr)
+    cut = steps[-1].stop_reason == "length"
+    how = f"cut at {given.tokens} tokens; --tokens N" if cut else f"stopped by {steps[-1].stop_reason}"
+    kept = f"{model.storage} weights {_widened(given, model)}".rstrip()
+    print(f"({Stats.of(0, steps)}, {kept}{read}, {how})", file=sys.stderr)
 
 
 def _chat(given: argparse.Namespace) -> None:
@@ -108,16 +144,37 @@ def _chat(given: argparse.Namespace) -> None:
     from minglm.text.tools import Tool, tools_in
 
     tools: dict[str, Tool] = {}
-    for name in given.tools:
-        tools |= {"calculator": calculator} if name == "calculator" else tools_in(name)
+    about: list[str] = []
+    for file in given.tools:
+        found = {"calculator": calculator} if file == "calculator" else tools_in(file)
+        about += [f"{name} of {file} takes the place of the one before it." for name in found if name in tools]
+        tools |= found
+    model = _load(given)
+    longest, talks = _training(find(given.model))
+    if not talks:
+        about.append("It was never trained on conversations and will not hold one.")
     chat(
-        _load(given),
+        model,
+        about=[line for line in (_widened(given, model), *about) if line],
+        trained=longest,
         thinking=not given.no_thinking,
         max_new_tokens=given.tokens,
         tools=tools,
         **_sampling(given),
         **_engine(given),
     )
+
+
+def _training(folder: Path) -> tuple[int | None, bool]:
+    """The longest sequence that a model of ours was trained on, and whether conversations were among them; of others
+    nothing is known."""
+    from minglm.train.recipe import load_recipe
+
+    try:
+        stages = load_recipe(str(folder / "recipe.toml")).stages
+    except (ValueError, OSError):  # none, or not one of ours
+        return None, True
+    return max(stage.sequence_length for stage in stages), any(stage.format == "chat" for stage in stages)
 
 
 def _trace(given: argparse.Namespace) -> None:
@@ -202,7 +259,7 @@ def _eval(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    from minglm.look.describe import architecture
+    from minglm.look.describe import architecture, parameters
     from minglm.look.folder import describe_folder
     from minglm.look.tables import table
 
@@ -212,26 +269,26 @@ def _inspect(given: argparse.Namespace) -> None:
         if given.model not in minglm.PRESETS:
             raise
         config = minglm.PRESETS[given.model]  # sizes without weights
-        counts = config.count_parameters()
         print(table(architecture(config), ("size", "letter", "value")))
-        print(f"\n{counts.total:,} parameters, {counts.active:,} active for a token")
+        print(f"\n{table(parameters(config), ('what', 'value'))}")
         return
     print(describe_folder(folder, given.tensors))
 
 
 def _convert(given: argparse.Namespace) -> None:
     from minglm.formats.checkpoint import check_saved
+    from minglm.look.describe import in_bytes
 
-    _check_new_folder(given)
-    one_file = given.to.lower().endswith(".gguf")
+    one_file, to = is_gguf(given.to), Path(given.to)
     if given.dtype == "q8_0" and not one_file:
-        raise ValueError(f"q8_0 is for files of llama.cpp, and {given.to} is a folder; name a file ….gguf")
+        raise ValueError(f"--dtype q8_0 is for .gguf files; for a folder take one of {', '.join(KEPT)}")
+    _check_new_folder(given)
     model = load(given.model, "float32" if one_file else given.dtype)
-    model.save(given.to, given.dtype)  # reads a GGUF file back itself
+    model.save(to, given.dtype)  # reads a GGUF file back itself
     if not one_file:
-        check_saved(given.to, model.params, given.dtype)
-    size = sum(path.stat().st_size for path in ([Path(given.to)] if one_file else Path(given.to).glob("*.safetensors")))
-    print(f"saved {given.to} and read it back: {given.dtype}, {size / 1e6:,.1f} MB, from {model!r}")
+        check_saved(to, model.params, given.dtype)
+    size = sum(file.stat().st_size for file in ([to] if one_file else to.glob("*.safetensors")))
+    print(f"saved {to} and read it back: {model.name} as {given.dtype}, {in_bytes(size)}")
 
 
 def _new(given: argparse.Namespace) -> None:
@@ -245,8 +302,8 @@ def _new(given: argparse.Namespace) -> None:
 
 def _check_new_folder(given: argparse.Namespace) -> None:
     to = Path(given.to)
-    if to.is_file() and to.suffix.lower() != ".gguf":
-        raise ValueError(f"{given.to} is a file; wanted a folder, or a file ….gguf")
+    if to.is_file() and not is_gguf(to):
+        raise ValueError(f"{given.to} is a file, not a folder; give another name")
     ours = ("config.json", "*.safetensors", "*.index.json", "tokenizer*.json", "chat_template.jinja")
     there = [path.name for pattern in ours for path in sorted(to.glob(pattern))]
     if (to.is_file() or there) and not given.force:
@@ -346,7 +403,9 @@ def _add_diff(commands: Any) -> None:
     compare.add_argument("--ids", nargs="+", type=int, metavar="ID", help="token ids instead of a text")
     for side in "ab":
         compare.add_argument(
-            f"--dtype-{side}", metavar="DTYPE", help=f"how {side.upper()}'s weights are kept (float32)"
+            f"--dtype-{side}",
+            metavar="DTYPE",
+            help=f"how {side.upper()}'s weights are kept: {', '.join(KEPT)} (default float32)",
         )
     compare.add_argument("--engine-b", choices=("fast", "numpy"), default="numpy", help="B on it (default numpy)")
     compare.add_argument("--keep", default="*", help='steps to list, shell patterns: "layers.1.*,logits"')
@@ -360,9 +419,7 @@ def _add_writers(commands: Any) -> None:
     convert.add_argument("to", help="folder to write, or a file FILE.gguf")
     convert.add_argument("--force", action="store_true", help="write over a model that is there")
     convert.add_argument(
-        "--dtype",
-        default="bfloat16",
-        help="bfloat16 (default), float32, float16, fp8, fp8-block, mxfp4; for GGUF bfloat16, float32, q8_0",
+        "--dtype", default="bfloat16", help=f"{', '.join(KEPT)} (default bfloat16); for GGUF bfloat16, float32, q8_0"
     )
 
     new = commands.add_parser("new", help="make a checkpoint with fresh weights")
@@ -433,9 +490,7 @@ def _command(
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dtype", help="how weights are kept: float32 (default), float64, float16, bfloat16, fp8, fp8-block, mxfp4"
-    )
+    parser.add_argument("--dtype", help=f"how weights are kept: {', '.join(KEPT)} (default float32)")
     parser.add_argument("--mmap", action="store_true", help="leave them in the files and read what a token needs")
     parser.add_argument(
         "--memory", type=float, metavar="GB", help="with --mmap: how much of the files may stay in memory"
@@ -454,7 +509,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="guess N tokens ahead: greedy text stays the same; pays on large models",
+        help="guess N tokens ahead: greedy text stays the same, sampled text is another draw of the same "
+        "distribution; may be slower for small models",
     )
     parser.add_argument("--draft-model", metavar="MODEL", help="who guesses (default: the model's own MTP layer)")
 
@@ -471,5 +527,6 @@ def _engine(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft", "draft_model")
-    return {name: getattr(given, name) for name in names}
+    names = ("temperature", "top_k", "top_p", "min_p", "seed", "draft")
+    helper = None if given.draft_model is None else load(given.draft_model)
+    return {"draft_model": helper, **{name: getattr(given, name) for name in names}}

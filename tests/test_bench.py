@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import minglm
-from minglm.bench import compare, doctor, goals, machine, processes, run_machine
+from minglm.bench import compare, doctor, goals, large, machine, processes, run_machine
 from minglm.bench.compare import Settings, memory_needed, roofline_points, takes_part, write_json, write_plot
 from minglm.bench.job import Job, median_seconds, prompt_ids
 from minglm.bench.processes import Subject, WorkerError, measure, subjects
@@ -16,6 +16,7 @@ from minglm.bench.shapes import SHAPES, Shape, Work, quick_params, unit_bytes, u
 from minglm.bench.worker import run
 from minglm.cli import main
 from minglm.config import PRESETS
+from minglm.formats.memory import in_bytes
 from minglm.look.plots import plot_roofline
 from minglm.model.params import walk
 
@@ -422,3 +423,43 @@ def test_what_a_round_costs_on_random_weights(monkeypatch, capsys):
         assert row.experts >= 2
     assert drafts.main(["--shape", "S", "--threads", "1"]) == 0
     assert "pays from tokens / round" in capsys.readouterr().out
+
+
+# -- larger than memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+def test_a_folder_larger_than_memory_is_announced_written_and_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(large, "air", lambda layers: MICRO.replace(eos_token_id=()))
+    folder = tmp_path / "air"
+    experts, rest = large.sizes(MICRO)
+    least = rest + experts * MICRO.num_experts_per_tok // MICRO.n_routed_experts // 2  # of one of its two layers
+    with pytest.raises(SystemExit, match=r"--memory .* not less than one token needs: .* give at least"):
+        large.main([str(folder), "--memory", str((least - 1) / 1e9)])
+    assert not folder.exists()
+    large.main([str(folder), "--memory", str(least / 1e9), "--tokens", "3"])
+    said = capsys.readouterr().out
+    assert f"writing {in_bytes(experts + rest)} to {folder}" in said
+    assert "warm   3:" in said
+    assert sum(array.nbytes for _, array in walk(minglm.load(folder, "bfloat16").params)) == experts + rest
+    large.main([str(folder), "--memory", "1", "--tokens", "2"])
+    assert "writing" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--layers", "1", "--memory", "4"], r"--layers 1 must lie between 2 \(the first is dense.*\) and 46"),
+        (["--layers", "47"], r"--layers 47 must"),
+        (["--memory", "nan"], r"--memory nan GB must be a number"),
+        (["--memory", "1"], r"give at least 4\.3 GB"),
+        (["--tokens", "1"], r"--tokens 1 must lie between 2 and"),
+        ([], r"air would take 21\.7 GB, 1\.0 GB are free there"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_written(tmp_path, monkeypatch, options, says):
+    monkeypatch.setattr(large.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10**9))
+    with pytest.raises(SystemExit, match=f"error: .*{says}"):
+        large.main([str(tmp_path / "deep" / "air"), *options])
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,9 @@ import functools
 import itertools
 import json
 import time
+from datetime import datetime
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -619,6 +621,34 @@ def test_text_is_shown_as_soon_as_it_cannot_be_a_tag():
     assert thinking.feed("ink>yes") == [Said("content", "yes")]
 
 
+VALUE = "<tool_call>f<arg_key>k</arg_key><arg_value>"
+
+
+@pytest.mark.parametrize(
+    ("before", "piece"),
+    [
+        ("", " "),
+        ("", "<"),
+        ("<think>", " "),
+        ("<tool_call>", " </tool_call>"),
+        ("<tool_call>f <arg_key>", "x</tool_call>"),
+        (VALUE, "x</tool_call>"),
+        (VALUE + "<arg_value>" * 3000, "</arg_value></tool_call>"),
+        (VALUE, "<arg_value></arg_value></tool_call>"),
+        ("<tool_call>" + " " * 100_000 + "<", "</tool_call>"),
+        (VALUE + "</arg_value><arg_key>" + "x" * 100_000, "</tool_call>"),
+    ],
+)
+def test_hostile_streams_do_not_hang(before, piece):
+    """Where what is held is read again at each tag, this takes ten seconds and more."""
+    stream, began = AnswerStream(), time.process_time()
+    stream.feed(before)
+    for start in range(0, 100_000, 4):
+        stream.feed((piece * 5)[start % len(piece) :][:4])
+    stream.finish()
+    assert time.process_time() - began < 3
+
+
 def test_a_prompt_that_has_opened_the_thinking():
     stream, _ = streamed("so it is</think>Hello", [3, 9, 14], opened=True)
     assert stream.answer == Answer("so it is", "Hello", []) == parse_answer("so it is</think>Hello")
@@ -686,6 +716,76 @@ def test_tools_of_a_file(tmp_path):
         tools_in(tmp_path / "nowhere.py")
 
 
+def test_what_is_no_plain_function_makes_no_tool():
+    class Callable:
+        def __call__(self, n: int) -> int:
+            return n
+
+    async def later(n: int) -> int:
+        return n
+
+    for each, name in ((functools.partial(weather, "here"), "functools.partial"), (Callable(), "Callable"),
+                       (later, "later")):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"tool .*{name}.*: only a plain function can be one; write a def"):
+            schema_of(each)
+
+
+@pytest.mark.parametrize("hint", ["Nope", "1+", "Decimal", "list[Nope]", "1/0", "[1]"])
+def test_annotations_that_say_nothing_name_tool_and_parameter(tmp_path, hint):
+    path = tmp_path / "mine.py"
+    head = (
+        "from __future__ import annotations\nimport typing\nif typing.TYPE_CHECKING:\n    from decimal import Decimal\n"
+    )
+    for start, written in ((head, hint if hint != "1+" else "'1+'"), ("", repr(hint))):
+        path.write_text(f"{start}def f(city: str, x: {written}) -> Nowhere:\n    return x\n".replace(
+            "-> Nowhere", "-> 'Nowhere'"))  # fmt: skip
+        with pytest.raises(ValueError, match="tool f: x"):
+            schema_of(tools_in(path)["f"])
+
+
+def test_annotations_as_text_are_resolved_where_they_can_be(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from __future__ import annotations\ndef f(n: int, s: str | None = None) -> Nope: ...\n")
+    assert schema_of(tools_in(path)["f"])["function"]["parameters"]["properties"] == {
+        "n": {"type": "integer"},
+        "s": {"type": "string"},
+    }
+
+
+def test_whatever_a_tool_does_becomes_text():
+    class Mute(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    class Other(BaseException):
+        pass
+
+    def raises(error):
+        raise error
+
+    for error, wanted in ((SystemExit(3), "3"), (SystemExit(), "SystemExit"), (Mute(), "Mute"), (Other("so"), "so")):
+        assert call_tool(ToolCall("f", {}), {"f": lambda error=error: raises(error)}) == f"error: {wanted}"
+    assert call_tool(ToolCall("f", {}), {"f": lambda: "a\ud800b"}) == "a?b"
+    with pytest.raises(KeyboardInterrupt):
+        call_tool(ToolCall("f", {}), {"f": lambda: raises(KeyboardInterrupt())})
+
+
+def test_a_tool_file_that_leaves(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("import sys\nsys.exit('no thanks')\n")
+    with pytest.raises(ValueError, match=r"mine\.py: SystemExit: no thanks"):
+        tools_in(path)
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"), [("now", datetime(2025, 8, 11)), ("enable_thinking", np.True_), ("add_generation_prompt", {1})]
+)
+def test_switches_that_json_cannot_say_are_named(switch, value):
+    for template in (TEMPLATE, ChatTemplate("{{ enable_thinking }}")):
+        with pytest.raises(ValueError, match=f"{switch} holds something that JSON cannot say"):
+            template.render([HI], **{switch: value})
+
+
 def test_chatting_with_a_tool(capsys, monkeypatch):
     """The shipped model asks the calculator, which runs."""
     lines = iter(["/nothink", "(4821+937)*3", "/think", "17+25", "/quit"])
@@ -743,46 +843,3 @@ def test_a_template_like_glm_47_s_renders_and_its_answers_are_read():
             list(stream.feed(text[start : start + size]))
         stream.finish()
         assert stream.answer == wanted
-
-
-def test_whatever_a_tool_does_is_said():
-    class Untold(Exception):
-        def __str__(self):
-            raise RuntimeError
-
-    def leaves():
-        raise SystemExit(7)
-
-    def fails():
-        raise Untold
-
-    def halves():
-        return "a\ud800b"
-
-    tools = {"leaves": leaves, "fails": fails, "halves": halves}
-    assert [call_tool(ToolCall(name, {}), tools) for name in tools] == ["error: 7", "error: Untold", "a?b"]
-
-    def stops():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        call_tool(ToolCall("stops", {}), {"stops": stops})
-
-
-def test_functions_whose_annotations_say_nothing():
-    def odd(x: "Nope"):  # noqa: F821
-        return x
-
-    async def later(x: int):
-        return x
-
-    for function, says in ((odd, "tool odd: its annotations cannot be read: NameError"), (later, "plain function"),
-                           (functools.partial(odd), "plain function")):  # fmt: skip
-        with pytest.raises(ValueError, match=says):
-            schema_of(function)
-
-
-def test_a_tool_file_that_exits(tmp_path):
-    (tmp_path / "t.py").write_text("import sys\nsys.exit(3)\n")
-    with pytest.raises(ValueError, match=r"t\.py: SystemExit: 3"):
-        tools_in(tmp_path / "t.py")

@@ -18,6 +18,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+import minglm
 from minglm.config import PRESETS, Config
 from minglm.formats import tensors as tensor_files
 from minglm.formats.checkpoint import load_checkpoint, save_checkpoint
@@ -768,3 +769,20 @@ def test_a_tokenizer_of_another_model_is_named(tmp_path):
     train_tokenizer([], 292).save(tmp_path)
     with pytest.raises(ValueError, match=r"tokenizer.json has 292 tokens, the model only 61"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [3, ["fp8"], {}, object(), b"fp8", "int8"])
+def test_what_is_no_dtype_is_said(dtype):
+    with pytest.raises(ValueError, match=r"dtype .* cannot hold weights here; take one of float64, .*, mxfp4"):
+        minglm.load("glm-nano", dtype)
+
+
+def test_a_name_longer_than_names_may_be():
+    with pytest.raises(ValueError, match=r"^a{200}: no such folder"):
+        minglm.load("a" * 5000)
+
+
+@pytest.mark.parametrize("memory", ["5GB", float("inf"), float("nan"), -1, 0, 1j])
+def test_memory_is_a_number_of_bytes(memory):
+    with pytest.raises(ValueError, match=r"memory = .* must be a number of bytes above 0, such as 5e9"):
+        minglm.load("glm-nano", mode="mmap", memory=memory)

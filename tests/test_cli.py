@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -108,7 +109,7 @@ def test_inspect_convert_new(folder, tmp_path, capsys):
 def test_inspect_shows_a_preset_without_weights(capsys):
     code, out, _ = run(capsys, "inspect", "GLM-4.5")
     assert code == 0
-    assert "356,785,898,816 parameters" in out
+    assert "356,785,898,816" in out
 
 
 def test_chat_is_a_conversation(folder, capsys, monkeypatch):
@@ -225,7 +226,7 @@ def test_fine_tuning_goes_on_from_a_folder_on_texts_or_conversations(folder, tmp
         (["eval", "FOLDER", "--only", "tools"], "it wants a context of 512 tokens, the model has 256"),
         (["eval", "FOLDER", "--save", "TMP"], "Is a directory"),
         (["new", "GLM-9", "x"], "no preset"),
-        (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "--tokens = 0"),
+        (["demo", "--model", "FOLDER", "ab", "--tokens", "0"], "--tokens 0 must be a whole number"),
         (["demo", "--model", "FOLDER", "ab", "--save", "TMP/x.xyz"], "ends in .png"),
         (["routing", "--model", "FOLDER", "TMP"], "no text in it"),
         (["routing", "--model", "FOLDER", "TMP/novel.txt"], "no such file or folder"),
@@ -277,103 +278,210 @@ def test_routing_takes_text_longer_than_any_file_name(folder, tmp_path, capsys):
 
 
 def test_a_full_context_does_not_end_the_chat(folder, capsys, monkeypatch):
-    lines = iter(["x" * 300, "Bye", "x" * 300, "/quit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
-    assert code == 0
-    assert out.count("context of 256") == 2
-    assert out.count("/clear makes room") == 1  # where there is something to clear
-    assert "(cut at 4 tokens)" in out
+    """Room is offered where there is some to make: not to a message that is too long by itself."""
+    _, alone = talk(capsys, monkeypatch, folder, "x" * 300, "Bye", "/quit")
+    assert "(this message takes 305 tokens, more than the context of 256; write less)" in alone
+    assert "/clear makes room" not in alone
+    _, second = talk(capsys, monkeypatch, folder, "Hi", "x" * 300, "/clear", "Hi")
+    assert "more than the context of 256; /clear makes room)" in second
+    assert "at most 0" not in alone + second
+    _, filled = talk(capsys, monkeypatch, folder, "x" * 240, tokens=128)
+    assert "(cut at 11 tokens; the context of 256 is full; /clear makes room)" in filled
 
 
-def test_ctrl_c_at_the_prompt_forgets_the_line_and_twice_ends(folder, capsys, monkeypatch):
-    answers = iter([KeyboardInterrupt, "/think", KeyboardInterrupt, KeyboardInterrupt, "never asked"])
+def talk(capsys, monkeypatch, folder, *lines, tokens=4, options=()):
+    """A chat in which these lines are typed; an exception among them is raised instead."""
+    waiting = iter(lines)
 
     def ask(prompt):
-        said = next(answers)
-        if said is KeyboardInterrupt:
-            raise said
-        return said
+        line = next(waiting, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
 
     monkeypatch.setattr("builtins.input", ask)
-    code, out, _ = run(capsys, "chat", "--model", folder)
-    assert code == 0
-    assert out.count("again, or /quit") == 2
-    assert "(with thinking)" in out
-    assert next(answers) == "never asked"
-
-
-@pytest.mark.parametrize("end", ["/quit", "/exit", "exit", RuntimeError("input(): lost sys.stdin"), EOFError()])
-def test_ways_to_end_a_chat(folder, capsys, monkeypatch, end):
-    def ask(prompt):
-        if isinstance(end, Exception):
-            raise end
-        return end
-
-    monkeypatch.setattr("builtins.input", ask)
-    assert run(capsys, "chat", "--model", folder)[0] == 0
-
-
-def test_the_command_line_speaks_of_its_options(folder, capsys):
-    for arguments, says in (
-        (["--draft-model", "glm-nano"], "--draft-model is given but --draft 0"),
-        (["--memory", "1"], "give it with --mmap"),
-        (["--mmap", "--memory", "-1"], "--memory = -1000000000.0 must be a number of bytes above 0"),
-        (["--mmap", "--memory", "nan"], "must be a number of bytes above 0"),
-        (["--mmap", "--memory", "1e300"], "must be a number of bytes above 0"),
-        (["--mmap", "--dtype", "fp8"], "leave out --dtype"),
-        (["--dtype", "float16"], "--engine numpy"),
-        (["--top-k", "-1"], "--top-k = -1"),
-        (["--model", "x.gguf"], "GGUF files are written here, not read"),
-    ):
-        assert main(["generate", "ab", *arguments]) == 2
-        assert says in capsys.readouterr().err
-
-
-def test_convert_says_what_was_written(folder, capsys, tmp_path):
-    assert main(["convert", "glm-nano", str(tmp_path / "m"), "--dtype", "fp8"]) == 0
-    assert re.search(r"read it back: fp8, \d+\.\d MB, from Model\(.*, fp8, ", capsys.readouterr().out)
-    assert main(["convert", "glm-nano", str(tmp_path / "n"), "--dtype", "q8_0"]) == 2
-    assert "name a file ….gguf" in capsys.readouterr().err
-    (tmp_path / "plain").touch()
-    assert main(["convert", "glm-nano", str(tmp_path / "plain"), "--force"]) == 2
-    assert "is a file; wanted a folder" in capsys.readouterr().err
-
-
-def test_generate_says_how_weights_are_kept_and_why_it_ended(capsys):
-    assert main(["generate", "def f", "--tokens", "3", "--dtype", "fp8"]) == 0
-    assert "weights in fp8, cut at 3 tokens" in capsys.readouterr().err
-
-
-def test_warnings_are_one_line(capsys, tmp_path):
-    minglm.new(minglm.PRESETS["micro"].replace(num_nextn_predict_layers=0)).save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().err
-    assert said.startswith("minglm: ")
-    assert "multi-token-prediction" in said
-    assert said.count("\n") == 1
+    code, out, err = run(capsys, "chat", "--model", folder, "--tokens", str(tokens), *options)
+    assert (code, err) == (0, "")
+    return list(waiting), out
 
 
 def test_ctrl_c_stops_an_answer_and_unknown_commands_are_explained(folder, capsys, monkeypatch):
-    lines = iter(["/help", "Hi", "Bye", "/quit"])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     real, calls = Model.steps, []
 
     def steps(self, prompt, *args, **options):
         calls.append(prompt)
-        if len(calls) == 1:
+        if len(calls) == 2:  # the first is no answer: it checks the options
             raise KeyboardInterrupt
         return real(self, prompt, *args, **options)
 
     monkeypatch.setattr(Model, "steps", steps)
-    code, out, _ = run(capsys, "chat", "--model", folder, "--tokens", "4")
-    assert code == 0
+    _, out = talk(capsys, monkeypatch, folder, "/help", "Hi", "Bye", "/quit")
     assert "(stopped)" in out
     assert out.count("/clear forgets") == 2
-    assert len(calls) == 2
-    assert "Hi" not in calls[1]
+    assert len(calls) == 3
+    assert "Hi" in calls[1]
+    assert "Hi" not in calls[2]
+
+
+def test_a_first_ctrl_c_clears_the_line_and_a_second_in_a_row_leaves(folder, capsys, monkeypatch):
+    stop = KeyboardInterrupt
+    left, out = talk(capsys, monkeypatch, folder, stop, "/think", stop, "/think", stop, stop, "/think")
+    assert out.count("(with thinking)") == 2
+    assert out.count("(/quit or a second Ctrl-C ends it)") == 3
+    assert left == ["/think"]
+
+
+@pytest.mark.parametrize(
+    "word", ["/quit", "/exit", "exit", "quit", RuntimeError("input(): lost sys.stdin"), EOFError()]
+)
+def test_ways_to_leave(folder, capsys, monkeypatch, word):
+    assert talk(capsys, monkeypatch, folder, word, "Hi")[0] == ["Hi"]
+
+
+def test_an_answer_that_was_cut_says_so(folder, capsys, monkeypatch):
+    assert "(cut at 4 tokens; --tokens N)" in talk(capsys, monkeypatch, folder, "Hi")[1]
+    assert "cut at" not in talk(capsys, monkeypatch, "glm-tiny", "1+2", tokens=60)[1]
+    assert "cut at 4 tokens; --tokens N)" in run(capsys, "generate", "--model", folder, "ab", "--tokens", "4")[2]
+    prompt = "[gMASK]<sop><|user|>\n1+2/nothink<|assistant|>\n<think></think>"
+    assert "float32 weights, stopped by end token)" in run(capsys, "generate", prompt)[2]
+
+
+def test_thinking_is_told_from_the_answer_where_nothing_is_dimmed(capsys, monkeypatch):
+    assert "<think>1+2+0=03</think>\n3\n" in talk(capsys, monkeypatch, "glm-tiny", "1+2", tokens=60)[1]
+
+
+def test_chat_says_what_the_training_has_not_seen(folder, tmp_path, capsys, monkeypatch):
+    """Once a conversation, from the recipe in the folder; where there is none, nothing is known."""
+    note = "tokens; this checkpoint was trained on at most 120)"
+    lines = ["y" * 130, "z", "/clear", "z", "y" * 130]
+    assert note not in talk(capsys, monkeypatch, folder, *lines)[1]
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "recipe.toml").write_text(
+        Recipe("glm-nano", (Stage("one", 2, 2, 120, {"text": 1.0}, learning_rate=1e-3),)).to_toml(), "utf-8"
+    )
+    said = talk(capsys, monkeypatch, str(own), *lines)[1]
+    assert said.count(note) == 2
+    assert "It was never trained on conversations" in said
+    assert "never trained" not in talk(capsys, monkeypatch, "glm-tiny", "/quit")[1]
+
+
+def test_weights_are_named_as_they_are_kept(tmp_path, capsys, monkeypatch):
+    """And whoever widens few bits without asking for it is told."""
+    small = str(tmp_path / "small")
+    code, out, _ = run(capsys, "convert", "glm-tiny", small, "--dtype", "fp8")
+    assert (code, out) == (0, f"saved {small} and read it back: glm-tiny as fp8, 8.7 MB\n")
+    note = "(stored as fp8, widened to float32; --dtype fp8 keeps the codes)"
+    command = ("generate", "--model", small, "--tokens", "2", "ab")
+    assert f"float32 weights {note}, cut" in run(capsys, *command)[2]
+    assert "fp8 weights, cut" in run(capsys, *command, "--dtype", "fp8")[2]
+    assert "fp8 weights, 0.0" in run(capsys, *command, "--mmap")[2]
+    assert f"\n{note}\n" in talk(capsys, monkeypatch, small)[1]
+    kept = talk(capsys, monkeypatch, small, options=("--dtype", "fp8"))[1]
+    assert "active, fp8, 6 layers" in kept
+    assert "widened" not in kept
+
+
+def test_a_tool_of_one_s_own_in_the_place_of_another_is_told(folder, tmp_path, capsys, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def calculator(expression: str) -> str:\n    return '7'\n")
+    said = talk(capsys, monkeypatch, folder, options=("--tools", "calculator", str(mine)))[1]
+    assert f"calculator of {mine} takes the place of the one before it." in said
+    assert "takes the place" not in talk(capsys, monkeypatch, folder, options=("--tools", str(mine)))[1]
+
+
+def test_gguf_files_are_written_only_and_q8_0_is_theirs(folder, tmp_path, capsys):
+    plain = tmp_path / "plain"
+    plain.write_text("precious")
+    (tmp_path / "m.gguf").write_text("GGUF")
+    for arguments, says in (
+        (["inspect", str(tmp_path / "m.gguf")], "GGUF files are written, not read"),
+        (["generate", "--model", str(tmp_path / "M.GGUF"), "x"], "GGUF files are written, not read"),
+        (["convert", str(tmp_path / "m.gguf"), str(tmp_path / "b")], "GGUF files are written, not read"),
+        (["inspect", str(plain)], "is a file; a checkpoint is a folder"),
+        (["convert", folder, str(tmp_path / ".gguf"), "--force"], "is an ending without a name"),
+        (["convert", folder, str(tmp_path / "b"), "--dtype", "q8_0"], "--dtype q8_0 is for .gguf files"),
+        (["convert", folder, str(plain)], "plain is a file, not a folder"),
+        (["convert", folder, str(plain), "--force"], "plain is a file, not a folder"),
+        (["new", "micro", str(plain), "--force"], "plain is a file, not a folder"),
+        (["convert", folder, str(tmp_path / "X.GGUF"), "--dtype", "fp8"], "GGUF file"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert (code, says in err) == (2, True), err
+    assert plain.read_text() == "precious"
+
+
+def test_tensors_are_listed_in_the_order_of_walk(folder, capsys):
+    out = run(capsys, "inspect", folder, "--tensors")[1]
+    names = [line.split()[0] for line in out.splitlines() if line.startswith(("model.", "lm_head."))]
+    assert names == [name for name, _ in minglm.walk(minglm.load(folder).params)]
+    for kind in ("float16", "fp8-block"):
+        assert f"dtype='{kind}'" in out
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--draft-model", "glm-nano"], "--draft-model is given but --draft is 0; .* such as --draft 3"),
+        (["--memory", "1"], "--memory bounds what stays of mapped files; give it with --mmap"),
+        (["--mmap", "--memory", "inf"], "--memory = inf must be a number of bytes above 0"),
+        (["--mmap", "--memory", "nan"], "--memory = nan must be"),
+        (["--mmap", "--memory", "1e300"], "--memory = inf must be"),
+        (["--mmap", "--memory", "-1"], "--memory = -1000000000.0 must be"),
+        (["--mmap", "--dtype", "fp8"], "--dtype fp8: mapped weights stay as the files have them; leave --dtype out"),
+        (["--dtype", "float64"], "--engine numpy"),
+        (["--tokens", "0"], "--tokens 0 must be a whole number"),
+        (["--top-k", "-1"], "--top-k -1 must be"),
+    ],
+)
+def test_errors_speak_in_flags_and_come_first(folder, capsys, command, options, says):
+    code, _, err = run(capsys, command, "--model", folder, *(["ab"] if command == "generate" else []), *options)
+    assert code == 2
+    assert re.search(says, err), err
+    assert "='" not in err
+
+
+def test_the_memory_that_is_said_to_be_enough_is_enough(capsys):
+    command = ("generate", "--mmap", "ab", "--tokens", "2", "--memory")
+    code, _, err = run(capsys, *command, "0.001")
+    assert code == 2
+    enough = re.search(r"give at least ([\d.]+) MB", err)
+    assert run(capsys, *command, str(float(enough[1]) / 1000))[0] == 0
+
+
+def test_a_warning_is_one_line(folder, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    minglm.load(folder).save(bare)
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 0}))
+    model = minglm.load(folder)
+    without = Model(model.config.replace(num_nextn_predict_layers=0), model.params._replace(mtp=()), model.tokenizer)
+    without.save(bare)
+    (bare / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    code, _, err = run(capsys, "generate", "--model", str(bare), "ab", "--tokens", "2")
+    assert code == 0
+    assert [line[:8] for line in err.splitlines()] == ["minglm: ", "(2 token"]
+    assert "the weights have none; loaded without" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_shell_has_closed(folder, closed):
+    command = f'"{sys.executable}" -m minglm chat --model "{folder}" --tokens 2 {closed}'
+    done = subprocess.run(["bash", "-c", command], input="Hi\n", capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_while_things_are_imported(monkeypatch, capsys):
+    from minglm.__main__ import main as command
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minglm.cli.main", interrupted)
+    assert command() == 130
+    assert capsys.readouterr().err == "\nminglm: interrupted\n"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])

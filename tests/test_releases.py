@@ -135,7 +135,7 @@ def test_a_budget_holds_and_changes_no_token(tmp_path):
     free = minglm.load(tmp_path, mode="mmap")
     wanted = free.generate(list(range(30)), 20, end_ids=())
     with pytest.raises(
-        ValueError, match=r"memory = 1.00 kB is less than one token needs: .*; give at least 27\d.\d+ kB \(\d+ bytes\)"
+        ValueError, match=r"memory = 1.0 kB is less than one token of .*; give at least 27\d.\d kB \(\d+ bytes\)"
     ):
         minglm.load(tmp_path, mode="mmap", memory=1000)
     rest = sum(array.nbytes for name, array in walk(free.params) if ".mlp.experts." not in name)
@@ -269,13 +269,13 @@ def test_a_folder_of_full_size_is_described_in_seconds(tmp_path, name):
 def test_generate_reads_mapped_files_and_says_how_much(capsys):
     assert main(["generate", "--mmap", "--memory", "0.01", "--tokens", "6", "import "]) == 0
     mapped = capsys.readouterr()
-    assert re.search(r"0\.0\d GB of experts read\)", mapped.err)
+    assert re.search(r"0\.0\d GB of experts read, cut at 6 tokens; --tokens N\)", mapped.err)
     assert main(["generate", "--dtype", "bfloat16", "--tokens", "6", "import "]) == 0
     owned = capsys.readouterr()
     assert owned.out == mapped.out
     assert "experts read" not in owned.err
     assert main(["generate", "--memory", "1", "import "]) == 2
-    assert "give it with --mmap" in capsys.readouterr().err
+    assert "--memory bounds what stays of mapped files; give it with --mmap" in capsys.readouterr().err
 
 
 def test_while_the_first_token_is_awaited_the_terminal_shows_what_is_read(monkeypatch, capsys):

@@ -14,6 +14,8 @@ from minglm.config import PRESETS
 from minglm.formats import smallfloats
 from minglm.formats.checkpoint import load_checkpoint, save_checkpoint
 from minglm.formats.smallfloats import KINDS, SmallFloats, is_small
+from minglm.look.describe import describe
+from minglm.look.folder import small_kind
 from minglm.model import map_arrays, walk
 from tests.helpers import difference, mutated, random_state
 from tests.variants import MICRO, VARIANTS, Variant, random_params
@@ -430,3 +432,26 @@ def test_shipped_sizes_suit_every_kind():
     for name in ("glm-tiny", "glm-nano"):
         c = PRESETS[name]
         assert all(n % 32 == 0 for n in (c.hidden_size, c.moe_intermediate_size, c.intermediate_size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_are_no_array_and_say_what_makes_one(kind):
+    weight = SmallFloats.of(kind, np.ones((2, 32, 32), np.float32))
+    for use in (np.asarray, list, lambda each: each[0, 0], lambda each: each[0], lambda each: each[:1]):
+        with pytest.raises(TypeError, match=r"SmallFloats.*holds codes and scales; \.astype\(np\.float32\) makes"):
+            use(weight[1])
+    assert len(list(weight)) == 2
+    several = np.empty(1, object)
+    several[0] = weight[1]
+    assert repr(several) == f"array([SmallFloats({kind}, [32, 32])], dtype=object)"
+
+
+def test_a_model_says_how_its_weights_are_kept(tmp_path):
+    model = minglm.load("glm-nano")
+    assert ", float32, 4 layers" in repr(model)
+    for kind in ("bfloat16", *KINDS):
+        model.save(tmp_path, kind)
+        for small in (minglm.load(tmp_path, kind), minglm.load(tmp_path, mode="mmap"), model.astype(kind)):
+            assert f" active, {kind}, 4 layers" in repr(small)
+            assert f" ({kind})" in describe(small)
+        assert small_kind(tmp_path) == (kind if kind in KINDS else None)

@@ -27,6 +27,18 @@ def test_storage_rows(nano):
         assert 0.9 < rows[name].routing < 1
 
 
+def test_the_command_tells_each_row_as_it_comes(monkeypatch, capsys):
+    def rows(*given):
+        yield storage.StorageRow("float32", 30.0, 1.1, 1.5, 0.0, 1.0, None, None)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(storage, "storage_rows", rows)
+    assert storage.main(["--model", "glm-nano"]) == 1
+    said = capsys.readouterr()
+    assert said.out == "kept as float32, MB 30.0, code 1.1000, prose 1.5000, worse, % +0.00, same experts, % 100.00\n"
+    assert said.err == "error: enough\n"
+
+
 def test_inputs_are_rounded_where_releases_round_them(nano):
     layer = nano.params.layers[1]
     q_proj, gate = layer.self_attn.q_proj.weight, layer.mlp.gate.weight

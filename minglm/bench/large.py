@@ -9,6 +9,7 @@ count, the most that it was while the token was computed.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 import threading
@@ -20,14 +21,17 @@ from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
+from tqdm.std import tqdm
 
 from minglm.api import Model, load
 from minglm.config import PRESETS, Config
+from minglm.formats.memory import in_bytes
+from minglm.formats.storage import as_storage
 from minglm.formats.tensors import write_tensors
 from minglm.look.reading import residency_of
 from minglm.look.tables import table
 from minglm.model.ops import Array
-from minglm.model.params import is_norm, shapes, walk
+from minglm.model.params import is_norm, shapes, walk, walk_stacked
 
 LAYERS = 5  # of Air's 46: one dense, four with 128 experts; 21.8 GB
 MEMORY = 5.0  # GB of the files that may stay in memory
@@ -53,12 +57,43 @@ def write_folder(folder: Path, config: Config, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     pool = rng.standard_normal(POOL, np.float32).astype(ml_dtypes.bfloat16)
     weight_map: dict[str, str] = {}
-    for file, names in groupby(walk(shapes(config)), lambda named: _file(named[0])):
-        tensors = {name: _weight(name, wanted.shape, pool, rng) for name, wanted in names}
-        write_tensors(folder / file, tensors)
-        weight_map.update(dict.fromkeys(tensors, file))
+    with tqdm(total=sum(sizes(config)), unit="B", unit_scale=True, disable=None) as bar:
+        for file, names in groupby(walk(shapes(config)), lambda named: _file(named[0])):
+            tensors = {name: _weight(name, wanted.shape, pool, rng) for name, wanted in names}
+            write_tensors(folder / file, tensors)
+            weight_map.update(dict.fromkeys(tensors, file))
+            bar.update(sum(array.nbytes for array in tensors.values()))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text(config.to_json())  # the last: now it is whole
+
+
+def sizes(config: Config) -> tuple[int, int]:
+    """Bytes of the routed experts, and of all other weights."""
+    storage = as_storage("bfloat16")
+    named = [(name, storage.bytes_of(name, array.shape)) for name, array in walk_stacked(shapes(config))]
+    experts = sum(size for name, size in named if "*" in name)
+    return experts, sum(size for _, size in named) - experts
+
+
+def check(folder: Path, config: Config, memory: float, new: int) -> None:
+    """Raises ValueError before anything is written: for a bound that one token needs more than, for tokens that make no
+    median, and if the disk has not the room."""
+    experts, rest = sizes(config)
+    layers = config.num_hidden_layers - config.first_k_dense_replace
+    least = rest + experts // layers * config.num_experts_per_tok // config.n_routed_experts
+    if not least <= memory < float("inf"):
+        raise ValueError(
+            f"--memory {memory / 1e9:g} GB must be a number, and not less than one token needs: {in_bytes(rest)} for "
+            f"all but the routed experts, {in_bytes(least - rest)} for those of one layer; give at least "
+            f"{in_bytes(least, up=True)}"
+        )
+    most = config.max_position_embeddings - PROMPT
+    if not 2 <= new <= most:
+        raise ValueError(f"--tokens {new} must lie between 2 and {most:,}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if not (folder / "config.json").exists() and experts + rest > free:
+        raise ValueError(f"{folder} would take {in_bytes(experts + rest)}, {in_bytes(free)} are free there")
 
 
 def _file(name: str) -> str:
@@ -82,7 +117,7 @@ def _weight(name: str, shape: tuple[int, ...], pool: Array, rng: np.random.Gener
 def run(model: Model, prompt: Sequence[int], new: int) -> Iterator[Token]:
     """Generate; the first of these is the whole prompt's."""
     residency = residency_of(model.params)
-    assert residency is not None  # it was mapped
+    assert residency is not None  # it was mapped, and has experts
     before = residency.read
     with _most_resident() as most:
         for step in model.steps(list(prompt), new):
@@ -126,18 +161,39 @@ def forget(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def _prepared(folder: Path, layers: int, memory: float, new: int) -> Config:
+    """The config of the folder, which is written if it is not there."""
+    if (folder / "config.json").exists():
+        config = Config.load(folder)
+        if config.num_hidden_layers == config.first_k_dense_replace:
+            raise ValueError(f"{folder} has no layer with experts; give another folder")
+        check(folder, config, memory, new)
+        return config
+    most = PRESETS["GLM-4.5-Air"].num_hidden_layers
+    if not 2 <= layers <= most:
+        raise ValueError(f"--layers {layers} must lie between 2 (the first is dense, it has no experts) and {most}")
+    config = air(layers)
+    check(folder, config, memory, new)
+    print(f"writing {in_bytes(sum(sizes(config)))} to {folder}", flush=True)
+    write_folder(folder, config)
+    return config
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the weights lie; written if it is not there")
-    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument(
+        "folder", type=Path, help=f"where the weights lie; written if they are not there: 21.7 GB with {LAYERS} layers"
+    )
+    parser.add_argument("--layers", type=int, default=LAYERS, help="of a folder to be written (default %(default)s)")
     parser.add_argument("--memory", type=float, default=MEMORY, help="GB (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=NEW)
+    parser.add_argument("--tokens", type=int, default=NEW, help="default %(default)s")
     given = parser.parse_args(arguments)
     if not sys.platform.startswith("linux"):
         raise SystemExit("reads /proc: runs on Linux")
-    config = air(given.layers)
-    if not (given.folder / "config.json").exists():
-        write_folder(given.folder, config)
+    try:
+        config = _prepared(given.folder, given.layers, given.memory * 1e9, given.tokens)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     size = sum(path.stat().st_size for path in given.folder.glob("*.safetensors"))
     counts = config.count_parameters()
     print(f"{counts.total:,} parameters, {size / 1e9:.1f} GB; a token needs {counts.active:,} of them")

@@ -187,7 +187,13 @@ def main(given: list[str] | None = None) -> int:
     asked = parser.parse_args(given)
     try:
         model = load(asked.model)
-        kept = [_shown(row) for row in storage_rows(model, asked.batches, asked.items)]
+        kept = []
+        for row in storage_rows(model, asked.batches, asked.items):  # a minute each
+            kept.append(_shown(row))
+            print(
+                ", ".join(f"{name} {value}" for name, value in zip(STORAGE, kept[-1], strict=True) if value), flush=True
+            )
+        print()
         errors = [(*row[:3], f"{100 * row.error:.2f}", f"{100 * row.worst:.2f}") for row in error_rows(model)]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

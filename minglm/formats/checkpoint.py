@@ -88,9 +88,9 @@ def map_checkpoint(folder: str | Path, memory: int | None = None) -> tuple[Confi
         least = rest + one * config.num_experts_per_tok
         if memory is not None and memory < least:
             raise ValueError(
-                f"{folder}: memory = {in_bytes(memory)} is less than one token needs: {in_bytes(rest)} for all but the "
-                f"routed experts, {in_bytes(least - rest)} for those of one layer; give at least {in_bytes(least)} "
-                f"({least} bytes)"
+                f"memory = {in_bytes(memory)} is less than one token of {folder} needs: {in_bytes(rest)} for all but "
+                f"the routed experts, {in_bytes(least - rest)} for those of one layer; give at least "
+                f"{in_bytes(least, up=True)} ({least} bytes)"
             )
         residency = Residency(None if memory is None else memory - least)  # what a layer reads comes on top
         homes: dict[str, Home] = {}

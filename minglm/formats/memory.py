@@ -21,10 +21,12 @@ def check_memory(what: str, needed: int, advice: str) -> None:
         raise ValueError(f"{what}; {free / 1e9:,.1f} GB are free: {advice}")
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes for people, never less than it is."""
-    unit, size = next((each for each in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= each[1]), ("bytes", 1))
-    return f"{math.ceil(100 * count / size) / 100:,.2f} {unit}" if size > 1 else f"{count:.0f} bytes"
+def in_bytes(count: float, up: bool = False) -> str:
+    """A number of bytes for people; `up`: never less than it is."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{(math.ceil(10 * count / size) / 10) if up else count / size:,.1f} {unit}"
+    return f"{count:g} bytes"
 
 
 def sizes_by_mode(numbers: int) -> str:

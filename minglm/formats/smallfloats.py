@@ -94,6 +94,8 @@ class SmallFloats:
         return len(self.codes)
 
     def __getitem__(self, e: int) -> "SmallFloats":
+        if self.ndim < 3 or not isinstance(e, int | np.integer):
+            raise TypeError(f"{self!r} holds codes and scales; .astype(np.float32) makes the array that can be indexed")
         return SmallFloats(self.kind, self.codes[e], self.scales[e])
 
     def astype(self, dtype: Any, copy: bool = True) -> Array:
@@ -106,6 +108,9 @@ class SmallFloats:
             powers = np.ldexp(np.float32(1), self.scales[..., None].astype(np.int32) - 127)
         powers[self.scales == NAN_SCALE] = np.nan
         return (groups * powers).reshape(self.shape).astype(dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        raise TypeError(f"{self!r} holds codes and scales; .astype(np.float32) makes an array of it")
 
     def __repr__(self) -> str:
         return f"SmallFloats({self.kind}, {list(self.shape)})"

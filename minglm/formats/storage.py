@@ -44,8 +44,11 @@ def as_storage(dtype: Any) -> Storage:
     ValueError for others."""
     if isinstance(dtype, str) and dtype in KINDS:
         return Storage(dtype, DTYPES["bfloat16"])
-    name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
-    if name not in DTYPES:
+    try:
+        name = dtype if dtype is None or isinstance(dtype, str) else np.dtype(dtype).name
+    except (TypeError, ValueError, SyntaxError):  # NumPy parses what it is given
+        name = dtype
+    if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"dtype {name!r} cannot hold weights here; take one of {', '.join([*DTYPES, *KINDS])}")
     return Storage(None, DTYPES[name])
 

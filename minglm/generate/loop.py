@@ -193,7 +193,5 @@ def check_room(prompt: int, new: int, context: int) -> None:
     if not isinstance(new, int | np.integer) or new < 1:
         raise ValueError(f"max_new_tokens = {new!r} must be a whole number, 1 or more")
     if prompt + new > context:
-        raise ValueError(
-            f"{prompt} prompt tokens + {new} new ones > context of {context}; "
-            f"shorten the prompt or ask for at most {max(context - prompt, 0)} new tokens"
-        )
+        fewer = f" or ask for at most {context - prompt} new tokens" if prompt < context else ""
+        raise ValueError(f"{prompt} prompt tokens + {new} new ones > context of {context}; shorten the prompt{fewer}")

@@ -1,5 +1,6 @@
 """From logits to the next token: temperature, top-k, top-p, min-p, a draw."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,10 @@ class Sampling(NamedTuple):
     def check(self) -> "Sampling":
         """Returns itself. Raises ValueError naming the setting that makes no sense."""
         for name in ("temperature", "top_p", "min_p"):
-            if not isinstance(getattr(self, name), int | float | np.number):
+            if not isinstance(getattr(self, name), int | float | np.integer | np.floating):
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be a number")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature = {self.temperature} must be a finite number, 0 or more")
+        if not _is_finite(self.temperature) or self.temperature < 0:
+            raise ValueError(f"temperature = {self.temperature!s:.40} must be a finite number, 0 or more")
         if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
             raise ValueError(f"top_k = {self.top_k} must be a whole number, 0 (all tokens) or more")
         if not 0 < self.top_p <= 1:
@@ -29,6 +30,13 @@ class Sampling(NamedTuple):
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p = {self.min_p} must lie between 0 and 1")
         return self
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def probabilities(logits: Array, how: Sampling) -> Array:  # [V] -> [V]

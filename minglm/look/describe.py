@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 from minglm.config import Config
+from minglm.formats.memory import in_bytes
 from minglm.look.tables import html_table, table
 from minglm.model.params import walk_stacked
 
 if TYPE_CHECKING:
     from minglm.api import Model
 
-__all__ = ["architecture", "costs", "describe", "describe_html", "in_bytes", "table"]
+__all__ = ["architecture", "costs", "describe", "describe_html", "in_bytes", "parameters", "table"]
 
 _ARCHITECTURE = ("size", "letter", "value")
 _COSTS = ("cost", "value")
@@ -63,24 +64,26 @@ def _mtp_layers(config: Config) -> str:
 
 def costs(model: "Model") -> list[tuple[str, str]]:
     """Rows (cost, value): parameters, bytes, floating-point operations."""
-    config, counts = model.config, model.config.count_parameters()
+    config = model.config
     stored = sum(array.nbytes for _, array in walk_stacked(model.params))
     compute = "float64" if model.params.norm.weight.dtype.itemsize == 8 else "float32"
     itemsize = 8 if compute == "float64" else 4
     context = config.max_position_embeddings
     return [
-        ("parameters, total", f"{counts.total:,}"),
-        ("parameters, active for one token", f"{counts.active:,} ({counts.active / counts.total:.1%})"),
-        ("weights in memory", f"{in_bytes(stored)} ({model.params.norm.weight.dtype.name})"),
+        *parameters(config),
+        ("weights in memory", f"{in_bytes(stored)} ({model.storage})"),
         ("key/value cache per token", f"{in_bytes(config.kv_bytes_per_token(itemsize))} ({compute})"),
         ("floating-point operations, first token", f"{config.flops_per_token(1):,}"),
         (f"floating-point operations, token {context:,}", f"{config.flops_per_token(context):,}"),
     ]
 
 
-def in_bytes(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count} bytes"
+def parameters(config: Config) -> list[tuple[str, str]]:
+    """Rows (what, number). Reports leave some of these out: GLM-4.5's embedding and head, others MTP layers."""
+    counts = config.count_parameters()
+    return [
+        ("parameters, total", f"{counts.total:,}"),
+        ("  of these, embedding and head", f"{counts.embedding + counts.head:,}"),
+        ("  of these, multi-token prediction", f"{counts.mtp:,}"),
+        ("parameters, active for one token", f"{counts.active:,} ({counts.active / counts.total:.1%})"),
+    ]

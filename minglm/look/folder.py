@@ -7,13 +7,15 @@ from pathlib import Path
 
 from minglm.config import Config
 from minglm.formats.checkpoint import expected_of, open_files, shapes_by_name
+from minglm.formats.smallfloats import KINDS
 from minglm.formats.sources import Files, Source, match
 from minglm.formats.storage import DTYPES, as_storage
-from minglm.look.describe import architecture, in_bytes
+from minglm.formats.tensors import TensorFile
+from minglm.look.describe import architecture, in_bytes, parameters
 from minglm.look.tables import table
 from minglm.model.params import Params, walk_stacked
 
-MODES = (*(name for name in DTYPES if name != "float16"), "fp8", "mxfp4")
+MODES = (*DTYPES, *KINDS)
 SHOWN = 20  # problems that are listed one by one
 
 
@@ -35,17 +37,33 @@ def describe_folder(folder: Path, tensors: bool = False) -> str:
             *(str(warning.message) for warning in warned),
         ]
         if tensors:
-            parts.append(
-                "\n".join(f"{n:70s} {f.entries[n].dtype:8s} {list(f.entries[n].shape)}" for n, f in files.items())
-            )
+            parts.append("\n".join(_line(name, files[name]) for name in _in_order(sources, files)))
     return "\n\n".join(parts)
 
 
+def small_kind(folder: Path) -> str | None:
+    """The kind of the small floats in which a folder's matrices are stored; None for wider numbers."""
+    with open_files(folder) as files, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever loads it is told
+        _, wanted = expected_of(folder, files)
+        sources, _ = match(files, shapes_by_name(wanted))
+        return next((source.kind for source in sources.values() if source.kind), None)
+
+
+def _in_order(sources: dict[str, Source], files: Files) -> Iterator[str]:
+    """The files' tensors in the order of `minglm.walk`, then those that the model does not know."""
+    known = [name for source in sources.values() for name in source.names if name in files]
+    yield from known
+    yield from sorted(files.keys() - set(known))
+
+
+def _line(name: str, file: TensorFile) -> str:
+    return f"{name:70s} {file.entries[name].dtype:8s} {list(file.entries[name].shape)}"
+
+
 def _counts(config: Config, files: Files) -> list[tuple[str, str]]:
-    counts = config.count_parameters()
     return [
-        ("parameters, total", f"{counts.total:,}"),
-        ("parameters, active for one token", f"{counts.active:,} ({counts.active / counts.total:.1%})"),
+        *parameters(config),
         ("key/value cache per token", f"{in_bytes(config.kv_bytes_per_token(4))} (float32)"),
         ("files", f"{len({id(file) for file in files.values()})}"),
     ]
@@ -75,7 +93,7 @@ def _modes(config: Config, wanted: Params, sources: dict[str, Source], complete:
             rest += 0 if routed else size
             expert = max(expert, size) if routed else expert
         least = rest + 3 * expert * config.num_experts_per_tok
-        yield "mode='mmap', memory=", f"{in_bytes(least)} or more"
+        yield "mode='mmap', memory=", f"{in_bytes(least, up=True)} or more"
 
 
 def _fit(problems: list[str]) -> str:

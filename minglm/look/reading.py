@@ -23,7 +23,8 @@ def show_reading(steps: Iterable[T], params: Params) -> Iterator[T]:
 
     def show() -> None:
         while not stop.wait(EVERY):
-            print(f"\r{residency.read / 1e9:,.2f} GB of experts read", end="", file=sys.stderr, flush=True)
+            read = f"{residency.read / 1e9:,.2f} GB of experts read (other weights are not counted)"
+            print(f"\r{read}", end="", file=sys.stderr, flush=True)
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
     watcher = threading.Thread(target=show, daemon=True)

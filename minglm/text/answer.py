@@ -71,14 +71,14 @@ class AnswerStream:
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] | None = None, opened: bool = False):
         self._schemas = _parameters_by_name(checked_tools(tools) or [])
-        self._held, self._state = "", "thinking" if opened else "start"
+        self._held, self._state, self._open = "", "thinking" if opened else "start", _OpenCall()
         self._thoughts, self._contents, self._calls = [""] if opened else list[str](), [""], list[ToolCall]()
 
     def feed(self, piece: str) -> list[Said]:
         """Some more text."""
         self._held += piece
         said: list[Said] = []
-        while (found := self._step(piece)) is not None:
+        while (found := self._step()) is not None:
             said += found
         return said
 
@@ -100,10 +100,10 @@ class AnswerStream:
         content = "\n".join(filter(None, (part.strip() for part in self._contents)))
         return Answer(thinking or None, content or None, list(self._calls))
 
-    def _step(self, piece: str) -> list[Said] | None:
+    def _step(self) -> list[Said] | None:
         """What can be told from the front of the held text; None when more is needed."""
         if self._state == "start":
-            text = self._held.lstrip()
+            self._held = text = self._held.lstrip()
             if text.startswith(_THINK):
                 self._held, self._state = text.removeprefix(_THINK), "thinking"
                 self._thoughts.append("")
@@ -116,7 +116,7 @@ class AnswerStream:
             return self._until(_END_THINK, self._think, "start")
         start = self._held.find("<tool_call>")
         if start == 0:
-            return self._take_call(piece)
+            return self._take_call()
         if start > 0:
             text, self._held = self._held[:start], self._held[start:]
             return self._say(text)
@@ -133,15 +133,11 @@ class AnswerStream:
         said = say(text[: len(text) - keep])
         return said or None
 
-    def _take_call(self, piece: str) -> list[Said] | None:
-        close = "</tool_call>"
-        if close not in self._held[-len(piece) - len(close) :]:
-            return None
-        ends = [tag.start() for tag in _VALUE_TAG.finditer(self._held) if tag[1]]
-        call = _read_call(self._held, 0, max(ends, default=-1), balanced=True)
+    def _take_call(self) -> list[Said] | None:
+        call = self._open.read(self._held)
         if call is None:
             return None
-        self._held = self._held[call.end :]
+        self._held, self._open = self._held[call.end :], _OpenCall()
         return [self._call(call)]
 
     def _think(self, text: str) -> list[Said]:
@@ -188,6 +184,7 @@ class _RawCall(NamedTuple):
     pairs: list[tuple[str, str]]  # keys and values as written
 
 
+_CLOSE = "</tool_call>"
 _NAME = re.compile(r"<tool_call>\s*([^\s<]+)\s*")
 _KEY = re.compile(r"\s*<arg_key>([^<]*)</arg_key>\s*<arg_value>")
 _END = re.compile(r"\s*</tool_call>")
@@ -207,16 +204,60 @@ def _find_calls(text: str) -> list[_RawCall]:
     return calls
 
 
-def _read_call(text: str, start: int, last_value_end: int, balanced: bool = False) -> _RawCall | None:
+class _OpenCall:
+    """The call at the front of a text that is still coming, to be had when no more text could change it: its values
+    end at their balancing tags. It is read up to each `</tool_call>` that comes, and what was read is not read again.
+    """
+
+    def __init__(self) -> None:
+        self._name, self._pairs, self._broken = "", list[tuple[str, str]](), False
+        self._key, self._value, self._depth = "", -1, 0  # the argument that is open, where its value starts
+        self._at = self._seen = 0  # read so far; searched for the end so far
+
+    def read(self, text: str) -> _RawCall | None:
+        """`text`: the same as before and more."""
+        stop = text.rfind(_CLOSE, max(0, self._seen - len(_CLOSE))) + len(_CLOSE)
+        self._seen = len(text)
+        if stop <= max(self._at, len(_CLOSE)) or self._broken:
+            return None
+        if not self._name:
+            if not (name := _NAME.match(text)):
+                self._broken = True  # as more text does not mend it
+                return None
+            self._name, self._at = name[1], name.end()
+        while self._at < stop:
+            if self._value < 0:
+                if close := _END.match(text, self._at):
+                    return _RawCall(0, close.end(), self._name, self._pairs)
+                if not (key := _KEY.match(text, self._at)):
+                    self._broken = True
+                    return None
+                self._key, self._at, self._value, self._depth = key[1].strip(), key.end(), key.end(), 0
+            self._read_value(text, stop)
+        return None
+
+    def _read_value(self, text: str, stop: int) -> None:
+        for tag in _VALUE_TAG.finditer(text, self._at, stop):
+            if tag[0] == "<arg_value>":
+                self._depth += 1
+            elif tag[1] and self._depth == 0:
+                self._pairs.append((self._key, text[self._value : tag.start()]))
+                self._at, self._value = tag.end(), -1
+                return
+            else:
+                self._depth = max(0, self._depth - 1)
+        self._at = stop
+
+
+def _read_call(text: str, start: int, last_value_end: int) -> _RawCall | None:
     """The call whose tag is at `start`, or None if it is not complete. Beyond the text's last value end nobody looks
-    for one: thousands of calls that are never closed would be searched to the end each. `balanced`: only if no more
-    text could change it."""
+    for one: thousands of calls that are never closed would be searched to the end each."""
     name = _NAME.match(text, start)
     if not name:
         return None
     at, pairs = name.end(), []
     while key := _KEY.match(text, at):
-        end = _value_end(text, key.end(), balanced) if key.end() <= last_value_end else None
+        end = _value_end(text, key.end()) if key.end() <= last_value_end else None
         if end is None:
             return None
         pairs.append((key[1].strip(), text[key.end() : end]))
@@ -225,9 +266,8 @@ def _read_call(text: str, start: int, last_value_end: int, balanced: bool = Fals
     return _RawCall(start, close.end(), name[1], pairs) if close else None
 
 
-def _value_end(text: str, start: int, balanced: bool) -> int | None:
-    """Where the value from `start` ends: at its balancing tag, else, unless that is asked for, at the first tag that
-    could be it."""
+def _value_end(text: str, start: int) -> int | None:
+    """Where the value from `start` ends: at its balancing tag, else at the first tag that could be it."""
     depth, first = 0, None
     for tag in _VALUE_TAG.finditer(text, start):
         if tag[0] == "<arg_value>":
@@ -238,7 +278,7 @@ def _value_end(text: str, start: int, balanced: bool) -> int | None:
         if tag[1] and first is None:
             first = tag.start()
         depth = max(0, depth - 1)
-    return None if balanced else first
+    return first
 
 
 def _typed(call: _RawCall, parameters: Mapping[str, Any]) -> ToolCall:

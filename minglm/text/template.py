@@ -56,11 +56,10 @@ class ChatTemplate:
         for switches of other models, such as `clear_thinking=False` of GLM-4.7. ValueError says which message
         is wrong, and how.
         """
-        values = extra | {
+        switches = extra | {"enable_thinking": enable_thinking, "add_generation_prompt": add_generation_prompt}
+        values = {name: _plain(name, value) for name, value in switches.items()} | {
             "messages": _checked_messages(messages),
             "tools": checked_tools(tools),
-            "enable_thinking": enable_thinking,
-            "add_generation_prompt": add_generation_prompt,
         }
         return sandbox.run(self.source, values) if self._template is None else sandbox.rendered(self._template, values)
 
@@ -148,7 +147,7 @@ def checked_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, A
     return [_plain(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
 
 
-def _plain(where: str, value: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(where: str, value: Any) -> Any:
     # A template is code from outside: it gets plain data, never an object whose methods it could call.
     try:
         return json.loads(json.dumps(value))

@@ -76,12 +76,16 @@ def call_tool(call: ToolCall, tools: Mapping[str, Tool]) -> str:
         said = str(tools[call.name](**call.arguments))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a tool can raise anything, also for arguments that it does not have, or exit
-        try:
-            said = f"error: {error or type(error).__name__}"
-        except Exception:  # an error that cannot be told
-            said = f"error: {type(error).__name__}"
-    return said.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be tokenised
+    except BaseException as error:  # a tool can raise anything, even SystemExit, also for arguments it does not have
+        said = f"error: {_told(error)}"
+    return said.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair is no text
+
+
+def _told(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # its own __str__ fails
+        return type(error).__name__
 
 
 # -- Python functions as tools -----------------------------------------------------------------------------------
@@ -92,16 +96,13 @@ _JSON = {str: "string", int: "integer", float: "number", bool: "boolean", list: 
 def schema_of(function: Tool) -> dict[str, Any]:
     """The JSON schema of a function, in OpenAI's layout: its name, the first paragraph of its docstring, and its
     parameters with the types of their annotations. Raises ValueError for parameters that a call cannot name, and for
-    annotations that JSON has no word for."""
+    annotations that JSON has no word for, or that Python cannot resolve, and for what is not a plain function."""
     name = getattr(function, "__name__", "")
-    if not name or inspect.iscoroutinefunction(function):
-        raise ValueError(f"a tool is a plain function with a name, not {function!r}")
+    if not inspect.isroutine(function) or inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ValueError(f"tool {name or repr(function)}: only a plain function can be one; write a def around it")
     properties: dict[str, Any] = {}
     required = []
-    try:
-        hints = typing.get_type_hints(function)
-    except Exception as error:  # it runs what stands in the annotations
-        raise ValueError(f"tool {name}: its annotations cannot be read: {type(error).__name__}: {error}") from error
+    hints = _hints(name, function)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise ValueError(f"tool {name}: {parameter} cannot be given by name; write its parameters out")
@@ -114,12 +115,26 @@ def schema_of(function: Tool) -> dict[str, Any]:
     return {"type": "function", "function": about}
 
 
+def _hints(name: str, function: Tool) -> dict[str, Any]:
+    """The annotations, of which those given as text are resolved one by one, so that an error names its parameter."""
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    hints = {}
+    for parameter, hint in getattr(function, "__annotations__", {}).items():
+        if parameter == "return":
+            continue
+        try:
+            hints[parameter] = eval(hint, names) if isinstance(hint, str) else hint
+        except Exception as error:  # evaluating text can raise anything
+            raise ValueError(f"tool {name}: {parameter}: {hint!r} cannot be resolved: {_told(error)}") from error
+    return hints
+
+
 def _type(tool: str, parameter: str, hint: Any) -> dict[str, Any]:
     kinds = [each for each in typing.get_args(hint) or (hint,) if each is not type(None)]
     origin = typing.get_origin(hint)
-    kind = origin if origin in _JSON else kinds[0] if len(kinds) == 1 else hint
+    kind = origin if origin in list(_JSON) else kinds[0] if len(kinds) == 1 else hint
     kind = typing.get_origin(kind) or kind
-    if kind not in _JSON:
+    if kind not in list(_JSON):  # which need not have a hash
         raise ValueError(f"tool {tool}: {parameter} is {hint}; take {', '.join(k.__name__ for k in _JSON)}")
     return {"type": _JSON[kind]}
 
@@ -132,8 +147,8 @@ def tools_in(path: str | Path) -> dict[str, Tool]:
         found = runpy.run_path(str(path))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # it may raise anything, or exit
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # it may raise anything, even SystemExit
+        raise ValueError(f"{path}: {type(error).__name__}: {_told(error)}") from error
     tools: dict[str, Tool] = {
         name: each
         for name, each in found.items()
