@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,19 +11,41 @@ from minglm.config import PRESETS
 from minglm.learn import case, check
 from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
-from minglm.model.ops import Sight, attend
+from minglm.model.ops import AttendSaved, Sight, attend, attend_bwd, sigmoid
 from minglm.model.params import Router
+from minglm.model.router import RouterSaved, Routing
+from minglm.train.muon import newton_schulz, step_length
 
 ALL = [(task, mistake) for task in EXERCISES.values() for mistake in task.mistakes]
 
 
 def router(h, gate, bias, K, normalise, scale):
-    config = PRESETS["micro"].replace(
-        n_routed_experts=len(gate), num_experts_per_tok=K, norm_topk_prob=normalise, routed_scaling_factor=scale,
+    routing, _ = book.router(h, Router(gate, bias), router_config(len(gate), K, normalise, scale))
+    return routing.indices, routing.weights
+
+
+def router_config(E, K, normalise, scale):
+    return PRESETS["micro"].replace(
+        n_routed_experts=E, num_experts_per_tok=K, norm_topk_prob=normalise, routed_scaling_factor=scale,
         n_group=1, topk_group=1,
     )  # fmt: skip
-    routing, _ = book.router(h, Router(gate, bias), config)
-    return routing.indices, routing.weights
+
+
+def router_bwd(dweights, h, gate, indices, normalise, scale):
+    saved = RouterSaved(h, sigmoid(h @ gate.T), Routing(indices, dweights))
+    params = Router(gate, np.ones(len(gate), h.dtype))
+    dh, grads = book.router_bwd(
+        dweights, saved, params, router_config(*gate.shape[:1], *indices.shape[1:], normalise, scale)
+    )
+    return dh, *grads
+
+
+def attention_bwd(dy, q, k, v, probs):
+    return tuple(a[0] for a in attend_bwd(dy[None], AttendSaved(q[None], k[None], v[None], probs[None])))
+
+
+def cross_entropy_bwd(dloss, logits, targets):
+    return dloss * book.cross_entropy(logits[None], targets[None])[1][0]
 
 
 def attention(q, k, v):
@@ -37,6 +60,11 @@ BOOK = {
     "linear_bwd": lambda dy, x, weight: book.linear_bwd(dy, x, weight, np.zeros(len(weight), dy.dtype)),
     "rms_norm_bwd": book.rms_norm_bwd,
     "swiglu_bwd": book.swiglu_bwd,
+    "attend": attention,
+    "attend_bwd": attention_bwd,
+    "router_bwd": router_bwd,
+    "orthogonalise": lambda x: newton_schulz(x) * step_length(x.shape),
+    "fp8_encode": lambda x: np.clip(x, -448, 448).astype(ml_dtypes.float8_e4m3fn).view(np.uint8),
     "bias_update": lambda bias, indices, valid, rate: book.update_bias(
         bias, book.expert_load(indices, len(bias), valid), rate
     ),

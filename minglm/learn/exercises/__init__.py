@@ -1,10 +1,30 @@
 """The exercises by name, in the order of the notebooks."""
 
 from minglm.learn.exercise import Exercise
-from minglm.learn.exercises import attention, backward, balance, norm, router
+from minglm.learn.exercises import (
+    attention,
+    attention_backward,
+    backward,
+    balance,
+    fp8,
+    norm,
+    orthogonal,
+    router,
+    router_backward,
+)
 
 _ALL = (
-    norm.EXERCISE, attention.EXERCISE, router.EXERCISE, backward.CROSS_ENTROPY, backward.LINEAR, backward.RMS_NORM,
-    backward.SWIGLU, balance.EXERCISE,
-)  # fmt: skip
+    norm.EXERCISE,
+    attention.EXERCISE,
+    router.EXERCISE,
+    backward.CROSS_ENTROPY,
+    backward.LINEAR,
+    backward.RMS_NORM,
+    attention_backward.EXERCISE,
+    backward.SWIGLU,
+    router_backward.EXERCISE,
+    balance.EXERCISE,
+    orthogonal.EXERCISE,
+    fp8.EXERCISE,
+)
 EXERCISES: dict[str, Exercise] = {each.name: each for each in _ALL}

@@ -132,21 +132,27 @@ def swiglu_bwd(
     gate: Array,  # [N, F]
     up: Array,  # [N, F]
     *,
-    slope: str = "silu",  # of the gate, or "sigmoid", "no product rule", "no slope"
+    slope: str = "silu",  # of the gate, or "sigmoid", "first half", "second half", "no gate", "silu · (1 − silu)", …
     to_up: str = "silu",  # or "sigmoid", "gate"
+    times_up: bool = True,  # in dgate
+    roles: str = "silu of the gate",  # or "silu of up"
+    upstream: bool = True,
     swapped: bool = False,
 ) -> tuple[Array, Array]:
     """All flags at their defaults: `minglm.model.swiglu_bwd`. y = gate · σ(gate) · up."""
+    if roles == "silu of up":
+        gate, up = up, gate
     s = sigmoid(gate)
+    silu, again = gate * s, sigmoid(gate * s)
     slopes = {
-        "silu": s * (1 + gate * (1 - s)),
-        "sigmoid": s * (1 - s),
-        "no product rule": s,
-        "no slope": np.ones_like(s),
-    }
-    dgate = dy * up * slopes[slope]
-    dup = dy * {"silu": gate * s, "sigmoid": s, "gate": gate}[to_up]
-    return (dup, dgate) if swapped else (dgate, dup)
+        "silu": s * (1 + gate * (1 - s)), "sigmoid": s * (1 - s), "first half": s, "second half": silu * (1 - s),
+        "no gate": s + s * (1 - s), "silu · (1 − silu)": silu * (1 - silu), "none": np.ones_like(s),
+        "sigmoid of silu": again * (1 + gate * (1 - again)),
+    }  # fmt: skip
+    dy = dy if upstream else np.ones_like(dy)
+    dgate = dy * (up if times_up else 1) * slopes[slope]
+    dup = dy * {"silu": silu, "sigmoid": s, "gate": gate}[to_up]
+    return (dup, dgate) if swapped != (roles == "silu of up") else (dgate, dup)
 
 
 def _swiglu_cases() -> Sequence[Case]:
@@ -163,13 +169,26 @@ SWIGLU = Exercise(
     cases=_swiglu_cases,
     mistakes=(
         Mistake(
-            "sigmoid_slope", {"slope": "sigmoid"}, "the slope is the sigmoid's, but the gate is gate · sigmoid(gate)"
+            "sigmoid_slope", {"slope": "sigmoid"}, "dgate has the slope of a sigmoid, but y has gate · sigmoid(gate)"
         ),
-        Mistake("half_product_rule", {"slope": "no product rule"}, "of the product rule only one half is there"),
-        Mistake("no_slope", {"slope": "no slope"}, "the slope of the gate is missing"),
+        Mistake(
+            "sigma_only", {"slope": "first half"}, "of the product rule only the first half is there, sigmoid(gate)"
+        ),
+        Mistake("second_only", {"slope": "second half"}, "of the product rule only the second half is there"),
+        Mistake("lost_gate", {"slope": "no gate"}, "the second half of the product rule lacks its factor gate"),
+        Mistake(
+            "silu_1_silu", {"slope": "silu · (1 − silu)"}, "the slope is silu · (1 − silu): a trick of the sigmoid's"
+        ),
+        Mistake(
+            "sigma_of_silu", {"slope": "sigmoid of silu"}, "the slope's sigmoid is taken of silu(gate), not of gate"
+        ),
+        Mistake("no_slope", {"slope": "none"}, "the slope of the gate is missing"),
+        Mistake("forgot_up", {"times_up": False}, "dgate lacks the factor up"),
         Mistake("up_sigmoid", {"to_up": "sigmoid"}, "dup has sigmoid(gate) where gate · sigmoid(gate) belongs"),
         Mistake("up_gate", {"to_up": "gate"}, "dup has the bare gate where gate · sigmoid(gate) belongs"),
         Mistake("swapped", {"swapped": True}, "the two gradients are returned in the other order"),
+        Mistake("roles", {"roles": "silu of up"}, "SiLU is taken of up instead of the gate"),
+        Mistake("no_dy", {"upstream": False}, "dy is not used"),
     ),
     axes={"dgate": "N F", "dup": "N F"},
     outputs=several("dgate", "dup"),
@@ -190,11 +209,13 @@ def cross_entropy_bwd(
     softmaxes: int = 1,
     shift: int = 0,
     upstream: bool = True,
+    stable: bool = True,  # the largest logit is taken off before the exponential
 ) -> Array:
     """All flags at their defaults: the gradient of `minglm.model.cross_entropy`, the mean over rows with a target."""
     valid = targets >= 0
     targets = np.roll(targets, -shift)
     p = np.moveaxis(softmax(np.moveaxis(logits, axis, -1)), -1, axis)
+    p = p if stable else np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     p = softmax(p) if softmaxes == 2 else p
     onehot = np.eye(logits.shape[-1], dtype=logits.dtype)[np.maximum(targets, 0)]
     made = {
@@ -213,9 +234,11 @@ def _loss_cases() -> Sequence[Case]:
         targets = rng.integers(0, 7, 6)
         targets[1] = -100
         made.append(Case("values", (0.3, 2 * rng.standard_normal((6, 7)), targets)))
-    large = 2 * rng.standard_normal((4, 5))
-    large[2] += 900
-    return [*made, Case("large logits", (1.0, large, rng.integers(0, 5, 4)))]
+    for _ in range(3):
+        large = 2 * rng.standard_normal((4, 5))
+        large[2] += 900
+        made.append(Case("large logits", (1.0, large, rng.integers(0, 5, 4))))
+    return made
 
 
 CROSS_ENTROPY = Exercise(
@@ -237,6 +260,9 @@ CROSS_ENTROPY = Exercise(
         Mistake("softmax_axis", {"axis": 0}, "the softmax runs over the tokens"),
         Mistake("double_softmax", {"softmaxes": 2}, "the softmax is taken twice"),
         Mistake("double_shift", {"shift": 1}, "the targets are shifted once more, though they come aligned"),
+        Mistake(
+            "unstable_exp", {"stable": False}, "the exponential of large logits overflows: nothing is taken off first"
+        ),
         Mistake("ignores_dloss", {"upstream": False}, "dloss, the weight of this loss, is not used"),
     ),
     axes={"dlogits": "N V"},
