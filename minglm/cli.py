@@ -330,6 +330,40 @@ def _bench(given: argparse.Namespace) -> None:
             print(f"saved {path}")
 
 
+def _release(given: argparse.Namespace) -> None:
+    from minglm.learn.course import release, term
+
+    handed_out = term(given.week, given.seed)
+    folder = Path(given.to or f"out/week-{given.week}")
+    print("\n".join(f"wrote {path}" for path in release(handed_out, folder)))
+    print(f"{', '.join(handed_out.exercises)}: no solutions in it; files that were there before stayed")
+
+
+def _grade(given: argparse.Namespace) -> None:
+    import secrets
+
+    from minglm.learn.course import changed, read_term, tasks
+    from minglm.learn.grade import grade, write_csv
+
+    folder, draw = Path(given.folder), given.draw or secrets.randbelow(10**6) + 1
+    handed_out = read_term(folder)
+    for line in changed(handed_out):
+        print(f"minglm: {line}", file=sys.stderr)
+    grades = grade(folder, tasks(handed_out), draw, given.seconds)
+    write_csv(folder / "grades.csv", grades)
+    print(f"saved {folder / 'grades.csv'}; --draw {draw} grades on the same numbers again")
+
+
+def _report(given: argparse.Namespace) -> None:
+    from minglm.learn.grade import Commonest, read_csv, report
+    from minglm.look.tables import table
+
+    grades = read_csv(Path(given.folder) / "grades.csv")
+    passed = sum(each.points == each.of for each in grades)
+    print(f"{len({each.student for each in grades})} students, {passed} of {len(grades)} exercises passed")
+    print(table(report(grades), Commonest._fields))
+
+
 def _doctor(given: argparse.Namespace) -> None:
     from minglm.bench.doctor import doctor
 
@@ -388,6 +422,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_writers(commands)
     _add_bench(_command(commands, "bench", _bench, "time this model, or with --shape compare with others"))
 
+    _add_course(commands.add_parser("course", help="hand out exercises, grade them, see a class's mistakes"))
+
     doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -428,6 +464,24 @@ def _add_writers(commands: Any) -> None:
     new.add_argument("to", help="folder to write")
     new.add_argument("--force", action="store_true", help="write over a model that is there")
     new.add_argument("--seed", type=int, default=0)
+
+
+def _add_course(course: argparse.ArgumentParser) -> None:
+    course.set_defaults(run=lambda given: course.print_help())
+    actions = course.add_subparsers(title="actions", metavar="ACTION")
+    release = actions.add_parser("release", help="write a week's hand-out, without solutions")
+    release.set_defaults(run=_release)
+    release.add_argument("week", type=int)
+    release.add_argument("--seed", metavar="TERM", help="vary the exercises: any text (default: as in the book)")
+    release.add_argument("--to", metavar="FOLDER", help="where (default out/week-WEEK)")
+    grade = actions.add_parser("grade", help="run every student's functions, each in a process of its own")
+    grade.set_defaults(run=_grade)
+    grade.add_argument("folder", help="with the hand-out's term.json and a folder for each student")
+    grade.add_argument("--seconds", type=float, default=20.0, help="that one call may take (default %(default)g)")
+    grade.add_argument("--draw", type=int, help="which numbers to grade on (default: random)")
+    report = actions.add_parser("report", help="the commonest mistakes, from grades.csv")
+    report.set_defaults(run=_report)
+    report.add_argument("folder", help="that was graded")
 
 
 def _add_train(train: argparse.ArgumentParser) -> None:

@@ -9,8 +9,10 @@ import pytest
 import minglm.model as book
 from minglm.config import PRESETS
 from minglm.learn import case, check
+from minglm.learn.check import judge
 from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
+from minglm.learn.variants import variant, variants, with_designs
 from minglm.model.ops import AttendSaved, Sight, attend, attend_bwd, sigmoid
 from minglm.model.params import Router
 from minglm.model.router import RouterSaved, Routing
@@ -84,10 +86,11 @@ def test_the_model_s_own_function_passes(name):
 
 
 @pytest.mark.parametrize(("task", "mistake"), ALL, ids=[f"{t.name}-{m.id}" for t, m in ALL])
-def test_a_mistake_differs_from_the_truth_on_three_cases(task, mistake):
+@pytest.mark.parametrize("draw", [0, 1, 2])
+def test_a_mistake_differs_from_the_truth_on_three_cases(task, mistake, draw):
     with np.errstate(all="ignore"):
         different = 0
-        for each in task.cases():
+        for each in task.cases(draw):
             try:
                 wrong = task.truth(each.inputs, **mistake.flags)
             except ValueError:
@@ -195,3 +198,29 @@ def test_a_report_shows_itself():
     report = check("rms_norm", in_place)
     assert "public checks passed, 0 of 4 points" in repr(report)
     assert "<table" in report._repr_html_()
+
+
+# -- variants ----------------------------------------------------------------------------------------------------
+
+VARIED = [(task, designs) for task in EXERCISES.values() for designs in variants(task)]
+
+
+@pytest.mark.parametrize(("task", "designs"), VARIED, ids=["-".join([t.name, *(d.id for d in ds)]) for t, ds in VARIED])
+def test_a_variant_asks_for_something_else_and_its_answer_passes(task, designs):
+    asked = with_designs(task, designs)
+    for draw in (0, 5):
+        flags = {name: value for design in designs for name, value in design.flags.items()}
+        right = judge(asked, lambda *inputs, f=flags: task.reference(*inputs, **f), draw)
+        assert all(point.passed for point in right.points[:-1]), right
+        wrong = judge(asked, task.reference, draw)
+        assert not wrong.passed
+        assert wrong.mistakes == ("as_glm45",), wrong
+    assert all(design.asks in asked.brief for design in designs)
+
+
+def test_a_term_always_asks_for_the_same():
+    asked = [variant(EXERCISES["router"], term).brief for term in ("spec-7", "spec-7", "spec-8", "spec-9", "spec-10")]
+    assert asked[0] == asked[1]
+    assert len(set(asked)) > 2
+    report = check("router", EXERCISES["router"].reference, term="spec-7")
+    assert report.mistakes == ("as_glm45",)

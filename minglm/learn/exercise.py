@@ -19,6 +19,14 @@ class Mistake(NamedTuple):
     says: str  # what was computed, as a clause: "the weights come from the biased scores"
 
 
+class Design(NamedTuple):
+    """Another model's choice, or a plausible one, and so no mistake: what a graded exercise may ask for."""
+
+    id: str
+    flags: dict[str, Any]
+    asks: str  # the sentence that asks for it
+
+
 class Property(NamedTuple):
     """Something that right answers have, whatever the inputs."""
 
@@ -38,13 +46,18 @@ class Exercise(NamedTuple):
     minutes: int  # for somebody who has read the notebook
     brief: str  # signature with shapes, and the formula's source
     reference: Callable[..., Any]  # (*inputs, **flags); without flags it is the model's own function
-    cases: Callable[[], Sequence[Case]]  # made anew at each call: always the same numbers
+    cases: Callable[[int], Sequence[Case]]  # of one draw: always the same numbers; 0 is the public one
     mistakes: tuple[Mistake, ...]
     axes: dict[str, str]  # output name -> its axis letters, "T H d"
     outputs: Callable[[Inputs, Any], Outputs]  # from what the function returned to named arrays
     properties: tuple[Property, ...] = ()
+    designs: tuple[Design, ...] = ()
     pairs: bool = True  # whether two mistakes at once are looked for
     tolerance: float = 1e-9  # of max|a − b| / max|b|, in float64
+
+    def points(self) -> list[str]:
+        """Names of the points for values; one for the dtype comes on top."""
+        return list(dict.fromkeys(each.point for each in self.cases(0)))
 
     def truth(self, inputs: Inputs, **flags: Any) -> Outputs:
         """The reference's answer, by name."""

@@ -27,4 +27,14 @@ _ALL = (
     orthogonal.EXERCISE,
     fp8.EXERCISE,
 )
+WEEKS = {  # of the teaching plan, docs/teaching
+    1: ("rms_norm",),
+    2: ("attend",),
+    3: ("router",),
+    4: ("bias_update",),
+    5: (
+        "cross_entropy_bwd", "linear_bwd", "rms_norm_bwd", "attend_bwd", "swiglu_bwd", "router_bwd", "orthogonalise",
+    ),
+    6: ("fp8_encode",),
+}  # fmt: skip
 EXERCISES: dict[str, Exercise] = {each.name: each for each in _ALL}

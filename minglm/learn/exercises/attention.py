@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, one
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, one
 from minglm.model.ops import Array, softmax
 
 
@@ -43,19 +43,19 @@ def reference(
     return (mixed if merge == "heads first" else mixed.transpose(1, 0, 2)).reshape(T, H * d)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Six heads on two, and more keys than queries: with H = G, or T = S, most mistakes are invisible."""
-    rng = default_rng(3)
+    rng = default_rng([3, draw])
 
-    def draw(T: int, S: int, H: int = 6, G: int = 2, d: int = 4) -> tuple[Array, ...]:
+    def inputs(T: int, S: int, H: int = 6, G: int = 2, d: int = 4) -> tuple[Array, ...]:
         return rng.standard_normal((T, H, d)) * 2, rng.standard_normal((S, G, d)), rng.standard_normal((S, G, d))
 
-    made = [Case("values", draw(3, 5)) for _ in range(3)]
+    made = [Case("values", inputs(3, 5)) for _ in range(3)]
     return [
         *made,
-        Case("whole text", draw(6, 6)),
-        Case("one query", draw(1, 4)),
-        Case("a key head each", draw(3, 4, 2, 2)),
+        Case("whole text", inputs(6, 6)),
+        Case("one query", inputs(1, 4)),
+        Case("a key head each", inputs(3, 4, 2, 2)),
     ]
 
 
@@ -85,6 +85,11 @@ EXERCISE = Exercise(
         Mistake("scale_times", {"scale": "times root d"}, "the scores are multiplied by √d"),
         Mistake("softmax_axis", {"axis": -2}, "the softmax runs over the queries"),
         Mistake("bad_merge", {"merge": "heads first"}, "the heads are still the first axis when they are flattened"),
+    ),
+    designs=(
+        Design("tile", {"share": "every G-th"}, "Query head h reads key/value head h mod G."),
+        Design("scale_d", {"scale": "d"}, "Scores are divided by d instead of √d, as in μP."),
+        Design("peek", {"allowed": "peek"}, "A token also sees the one after it, where there is one."),
     ),
     axes={"y": "T H·d"},
     outputs=one("y"),

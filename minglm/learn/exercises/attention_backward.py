@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, several
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, several
 from minglm.model.ops import Array, softmax
 
 
@@ -57,19 +57,19 @@ def _collect(gradients: Array, group: str, share: str, G: int) -> Array:  # [S, 
     return by_group.mean(axis=2) if group == "mean" else by_group.sum(axis=2)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """As many keys as queries, so that a forgotten transpose keeps its shape; three query heads to a key head."""
-    rng = default_rng(9)
+    rng = default_rng([9, draw])
 
-    def draw(T: int, H: int, G: int, d: int) -> tuple[Array, ...]:
+    def inputs(T: int, H: int, G: int, d: int) -> tuple[Array, ...]:
         dy, q = rng.standard_normal((T, H, d)), rng.standard_normal((T, H, d))
         k, v = rng.standard_normal((T, G, d)), rng.standard_normal((T, G, d))
         scores = np.einsum("thd,shd->hts", q, k[:, np.arange(H) // (H // G)]) / d**0.5
         hidden = np.triu(np.ones((T, T), bool), 1)
         return dy, q, k, v, softmax(np.where(hidden, -np.inf, scores))
 
-    made = [Case("values", draw(4, 6, 2, 5)) for _ in range(3)]
-    return [*made, Case("a key head each", draw(3, 2, 2, 4)), Case("one token", draw(1, 4, 2, 3))]
+    made = [Case("values", inputs(4, 6, 2, 5)) for _ in range(3)]
+    return [*made, Case("a key head each", inputs(3, 2, 2, 4)), Case("one token", inputs(1, 4, 2, 3))]
 
 
 EXERCISE = Exercise(
@@ -98,6 +98,15 @@ EXERCISE = Exercise(
         Mistake("first_of_group", {"group": "first"}, "of the heads that share a key only the first one counts"),
         Mistake("last_of_group", {"group": "last"}, "of the heads that share a key only the last one counts"),
         Mistake("tile_group", {"share": "every G-th"}, "query head h is taken to read key/value head h mod G"),
+    ),
+    designs=(
+        Design("tile", {"share": "every G-th"}, "Query head h reads key/value head h mod G."),
+        Design("no_scale", {"scale": "none"}, "The forward does not divide the scores: probs = softmax(q · k)."),
+        Design(
+            "mean_group",
+            {"group": "mean"},
+            "For dk and dv return the mean over the heads that share them, not the sum.",
+        ),
     ),
     axes={"dq": "T H d", "dk": "S G d", "dv": "S G d"},
     outputs=several("dq", "dk", "dv"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, one, several
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, one, several
 from minglm.model.ops import Array, sigmoid, softmax
 
 # -- linear ------------------------------------------------------------------------------------------------------
@@ -26,8 +26,8 @@ def linear_bwd(
     return dx, dweight, dy.sum(axis=0) / (len(x) if over == "mean" else 1)
 
 
-def _linear_cases() -> Sequence[Case]:
-    rng = default_rng(4)
+def _linear_cases(draw: int = 0) -> Sequence[Case]:
+    rng = default_rng([4, draw])
     square = [
         Case("values", (rng.standard_normal((5, 4)), rng.standard_normal((5, 4)), rng.standard_normal((4, 4))))
         for _ in range(3)
@@ -54,6 +54,7 @@ LINEAR = Exercise(
         Mistake("mean", {"over": "mean"}, "the gradients of weight and bias are averaged over the tokens, not summed"),
         Mistake("swapped", {"swapped": True}, "dweight is xᵀ · dy, its own transpose"),
     ),
+    designs=(Design("mean", {"over": "mean"}, "The gradients of weight and bias are averaged over the tokens."),),
     axes={"dx": "N in", "dweight": "out in", "dbias": "out"},
     outputs=several("dx", "dweight", "dbias"),
 )
@@ -74,11 +75,12 @@ def rms_norm_bwd(
     centred: bool = False,  # LayerNorm's further term
     rows: str = "sum",  # of dweight, or "mean"
     dweight_over: str = "size",  # or "nothing"
+    weigh: str = "plain",  # or "one plus"
 ) -> tuple[Array, Array]:
     """All flags at their defaults: `minglm.model.rms_norm_bwd`. With r the root mean square and g = dy · weight:
     dx = g / r − x · mean(g · x) / r³, dweight = Σ dy · x / r."""
     r = np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
-    g = dy * weight
+    g = dy * (1 + weight if weigh == "one plus" else weight)
     inner = ((g if upstream == "g" else dy) * x).sum(axis=-1, keepdims=True) / (x.shape[-1] if mean == "mean" else 1)
     dx = g / r - {"minus": 1, "none": 0, "plus": -1}[along] * x * inner / r**power
     dx = dx - dx.mean(axis=-1, keepdims=True) if centred else dx
@@ -86,8 +88,8 @@ def rms_norm_bwd(
     return dx, dweight / (len(x) if rows == "mean" else 1)
 
 
-def _norm_cases() -> Sequence[Case]:
-    rng = default_rng(5)
+def _norm_cases(draw: int = 0) -> Sequence[Case]:
+    rng = default_rng([5, draw])
     sizes = np.array([0.1, 1, 3, 0.5])[:, None]
     return [
         Case(
@@ -119,6 +121,10 @@ RMS_NORM = Exercise(
         Mistake("layer_norm", {"centred": True}, "the mean is taken off, as LayerNorm's backward does"),
         Mistake("averaged", {"rows": "mean"}, "dweight is averaged over the rows, not summed"),
         Mistake("no_size", {"dweight_over": "nothing"}, "dweight lacks the division by r"),
+    ),
+    designs=(
+        Design("one_plus_w", {"weigh": "one plus"}, "The forward multiplies by 1 + weight, as Gemma's does."),
+        Design("averaged", {"rows": "mean"}, "dweight is averaged over the rows."),
     ),
     axes={"dx": "N D", "dweight": "D"},
     outputs=several("dx", "dweight"),
@@ -155,8 +161,8 @@ def swiglu_bwd(
     return (dup, dgate) if swapped != (roles == "silu of up") else (dgate, dup)
 
 
-def _swiglu_cases() -> Sequence[Case]:
-    rng = default_rng(6)
+def _swiglu_cases(draw: int = 0) -> Sequence[Case]:
+    rng = default_rng([6, draw])
     return [Case("values", tuple(2 * rng.standard_normal((4, 6)) for _ in range(3))) for _ in range(3)]
 
 
@@ -189,6 +195,19 @@ SWIGLU = Exercise(
         Mistake("swapped", {"swapped": True}, "the two gradients are returned in the other order"),
         Mistake("roles", {"roles": "silu of up"}, "SiLU is taken of up instead of the gate"),
         Mistake("no_dy", {"upstream": False}, "dy is not used"),
+    ),
+    designs=(
+        Design(
+            "glu",
+            {"slope": "sigmoid", "to_up": "sigmoid"},
+            "The forward is y = sigmoid(gate) · up, the first of all gated units.",
+        ),
+        Design("bilinear", {"slope": "none", "to_up": "gate"}, "The forward is y = gate · up."),
+        Design(
+            "roles",
+            {"roles": "silu of up"},
+            "The forward puts the function on up, not on the gate; everything else stays.",
+        ),
     ),
     axes={"dgate": "N F", "dup": "N F"},
     outputs=several("dgate", "dup"),
@@ -227,8 +246,8 @@ def cross_entropy_bwd(
     return made / rows * (dloss if upstream else 1)
 
 
-def _loss_cases() -> Sequence[Case]:
-    rng = default_rng(7)
+def _loss_cases(draw: int = 0) -> Sequence[Case]:
+    rng = default_rng([7, draw])
     made = []
     for _ in range(3):
         targets = rng.integers(0, 7, 6)
@@ -264,6 +283,14 @@ CROSS_ENTROPY = Exercise(
             "unstable_exp", {"stable": False}, "the exponential of large logits overflows: nothing is taken off first"
         ),
         Mistake("ignores_dloss", {"upstream": False}, "dloss, the weight of this loss, is not used"),
+    ),
+    designs=(
+        Design("sum", {"over": "none"}, "The loss is the sum over the rows with a target, not their mean."),
+        Design(
+            "over_all",
+            {"over": "all"},
+            "The loss is the sum over the rows with a target, divided by the number of all rows.",
+        ),
     ),
     axes={"dlogits": "N V"},
     outputs=one("dlogits"),

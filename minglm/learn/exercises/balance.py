@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs
+from minglm.learn.exercise import Case, Design, Exercise, Inputs, Mistake, Outputs
 from minglm.model.ops import Array
 
 
@@ -44,17 +44,18 @@ def moved(inputs: Inputs, returned: Any) -> Outputs:
     return {"update": (new - inputs[0]) / inputs[3] if new.shape == inputs[0].shape else new}
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Padding, three picks, one expert exactly at the mean, biases that are not zero."""
     made = []
     for seed in (31, 0, 1):
-        loads = default_rng(seed).permutation([8, 6, 6, 14, 5, 4, 2, 3])  # 48 = 16 · 3 picks, mean 6
-        indices = _picks(loads, seed)
+        loads = default_rng([seed, draw]).permutation([8, 6, 6, 14, 5, 4, 2, 3])  # 48 = 16 · 3 picks, mean 6
+        indices = _picks(loads)
         padding = np.tile([[0, 1, 2]], (4, 1))
         valid = np.repeat([True, False], [16, 4])
         made.append(
             Case(
-                "values", (0.1 * default_rng(seed).standard_normal(8), np.concatenate([indices, padding]), valid, 1e-3)
+                "values",
+                (0.1 * default_rng([seed, draw]).standard_normal(8), np.concatenate([indices, padding]), valid, 1e-3),
             )
         )
     dead = np.array([[0, 1], [0, 2], [0, 1]])
@@ -62,7 +63,7 @@ def cases() -> Sequence[Case]:
     return made
 
 
-def _picks(loads: Array, seed: int) -> Array:
+def _picks(loads: Array) -> Array:
     """Rows of three different experts with these loads."""
     left, rows = loads.copy(), []
     for _ in range(loads.sum() // 3):
@@ -97,6 +98,16 @@ EXERCISE = Exercise(
             "the mean is taken off afterwards: harmless for the choice, but not the rule",
         ),
         Mistake("geq", {"tie": "rises"}, "an expert exactly at the mean is pushed"),
+    ),
+    designs=(
+        Design(
+            "proportional",
+            {"step": "proportional"},
+            "The step is rate times the error itself, the mean load minus the expert's, not its sign.",
+        ),
+        Design("median", {"target": "median"}, "Loads are compared with their median instead of their mean."),
+        Design("recentred", {"update": "recentred"}, "After the step the mean of all biases is subtracted."),
+        Design("first_picks", {"counts": "first picks"}, "Only a token's first pick counts as load."),
     ),
     axes={"update": "E"},
     outputs=moved,

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, one
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, one
 from minglm.model.ops import Array
 
 _TELLING = [
@@ -47,9 +47,9 @@ def reference(
     return np.where(np.signbit(x) if minus == "bit" else x < 0, code | 128, code).astype(np.uint8)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Ties, carries, both ends, both zeros, in every case; every finite code; every middle between two neighbours."""
-    rng = default_rng(12)
+    rng = default_rng([12, draw])
     finite = np.arange(127, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     made = []
     for _ in range(3):
@@ -84,6 +84,14 @@ EXERCISE = Exercise(
         Mistake("bias8", {"bias": 8}, "the exponent's bias is 8"),
         Mistake("double_rounding", {"first": "bfloat16"}, "it was rounded to bfloat16 before"),
         Mistake("neg_zero_lost", {"minus": "below zero"}, "minus zero loses its sign"),
+    ),
+    designs=(
+        Design("max240", {"top": 240}, "The largest number is 240: the last exponent is kept free."),
+        Design("truncate", {"rounding": "down"}, "Do not round: cut off, towards zero."),
+        Design(
+            "flush", {"low": "zero"}, "There are no subnormal numbers: what is below 2⁻⁶ becomes a zero of its sign."
+        ),
+        Design("half_away", {"rounding": "half away"}, "Ties are rounded away from zero."),
     ),
     axes={"codes": "n"},
     outputs=one("codes"),

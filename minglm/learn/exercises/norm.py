@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, one
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, one
 from minglm.model.ops import Array
 
 
@@ -34,9 +34,9 @@ def reference(
     return normed if weigh == "before" else normed * (1 + weight if weigh == "one plus" else weight)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Rows of very different size, each with a mean of its own; weights that are not 1; a large eps."""
-    rng = default_rng(1)
+    rng = default_rng([1, draw])
     made = []
     for D in (8, 12, 20):
         sizes = np.array([0.01, 0.3, 1, 5, 0.1])[:, None]
@@ -68,6 +68,19 @@ EXERCISE = Exercise(
         Mistake(
             "one_plus_w", {"weigh": "one plus"}, "the weight is used as 1 + weight (Gemma does so; GLM-4.5 does not)"
         ),
+    ),
+    designs=(
+        Design(
+            "layer_norm",
+            {"minus_mean": "both"},
+            "The mean of the row is subtracted first, as in LayerNorm: it is x − mean(x) that is divided and squared.",
+        ),
+        Design(
+            "one_plus_w",
+            {"weigh": "one plus"},
+            "What is stored is the weight minus one, as in Gemma: multiply by 1 + weight.",
+        ),
+        Design("eps_outside", {"eps_at": "outside"}, "eps is added to the root, not under it."),
     ),
     axes={"y": ".. D"},
     outputs=one("y"),

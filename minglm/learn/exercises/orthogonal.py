@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, one
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, one
 from minglm.model.ops import Array
 
 _QUINTIC, _CUBIC = (3.4445, -4.7750, 2.0315), (1.5, -0.5, 0.0)
@@ -59,22 +59,22 @@ def _size(y: Array, divide: str) -> Any:
     return np.linalg.norm(y, ord="fro" if divide == "frobenius" else 2, axis=(-2, -1), keepdims=True)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Stacks of two matrices, one ten times smaller, with very different singular values (all below 1, so that nothing
     overflows where the division is forgotten)."""
-    rng = default_rng(11)
+    rng = default_rng([11, draw])
 
-    def draw(rows: int, cols: int) -> tuple[Array]:
+    def inputs(rows: int, cols: int) -> tuple[Array]:
         x = 0.02 * rng.standard_normal((2, rows, cols))
         diagonal = np.arange(min(rows, cols))
         x[:, diagonal, diagonal] += 0.8 * np.logspace(0, -2, len(diagonal))
         return (x * np.array([1, 0.1])[:, None, None],)
 
-    made = [Case("tall", draw(12, 5)) for _ in range(3)]
+    made = [Case("tall", inputs(12, 5)) for _ in range(3)]
     spread = np.diag([1.0, 0.1, 0.01, 0.001])
     return [
         *made,
-        Case("wide", draw(4, 9)),
+        Case("wide", inputs(4, 9)),
         Case("one square matrix", (spread,)),
         Case("a gradient of zero", (np.zeros((3, 2)),)),
     ]
@@ -105,6 +105,16 @@ EXERCISE = Exercise(
         Mistake("no_transpose_back", {"back": False}, "a tall matrix was turned and not turned back"),
         Mistake("sign", {"instead": "sign"}, "only the signs of the entries are left"),
         Mistake("frobenius_only", {"instead": "frobenius"}, "the matrix is divided by its norm, and that is all"),
+    ),
+    designs=(
+        Design("cubic", {"polynomial": _CUBIC}, "The coefficients are (a, b, c) = (1.5, −0.5, 0)."),
+        Design("ten_steps", {"steps": 10}, "There are ten rounds."),
+        Design("keller", {"length": "keller"}, "The length is √max(1, rows / cols)."),
+        Design(
+            "spectral_norm",
+            {"divide": "spectral"},
+            "Divide by the largest singular value instead of the Frobenius norm.",
+        ),
     ),
     axes={"update": ".. rows cols"},
     outputs=one("update"),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs
+from minglm.learn.exercise import Case, Design, Exercise, Inputs, Mistake, Outputs
 from minglm.model.ops import Array, sigmoid, softmax
 
 
@@ -57,9 +57,9 @@ def dense(inputs: Inputs, returned: Any) -> Outputs:
     return {"weights": full}
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Three of eight experts, biases that change many choices, a scale that is not 1, no near ties."""
-    rng = default_rng(2)
+    rng = default_rng([2, draw])
     made = []
     for normalise in (True, True, True, False, False, False):
         point = "normalised" if normalise else "not normalised"
@@ -92,6 +92,20 @@ EXERCISE = Exercise(
         Mistake("norm_over_K", {"norm": "K"}, "the weights are divided by K instead of by their sum"),
         Mistake("no_scale", {"scaled": False}, "the scale is missing, or divided away again"),
         Mistake("lowest", {"select": "lowest"}, "the lowest are picked"),
+    ),
+    designs=(
+        Design("softmax", {"score": "softmax"}, "The scores are a softmax over all experts, as in OLMoE and Qwen."),
+        Design(
+            "minus_bias",
+            {"select": "minus bias"},
+            "The bias is a penalty: it is subtracted before the experts are chosen.",
+        ),
+        Design(
+            "softmax_topk",
+            {"weigh": "softmax of the picked"},
+            "The weights are made from the softmax of the K picked scores.",
+        ),
+        Design("norm_over_K", {"norm": "K"}, "With `normalise` the weights are divided by K, not by their sum."),
     ),
     axes={"weights": "N K"},
     outputs=dense,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.random import default_rng
 
-from minglm.learn.exercise import Case, Exercise, Mistake, several
+from minglm.learn.exercise import Case, Design, Exercise, Mistake, several
 from minglm.model.ops import Array, sigmoid
 
 
@@ -44,18 +44,18 @@ def reference(
     return (dlogits @ gate).astype(h.dtype), (dlogits.T @ h).astype(h.dtype), dbias.astype(h.dtype)
 
 
-def cases() -> Sequence[Case]:
+def cases(draw: int = 0) -> Sequence[Case]:
     """Three of eight experts, a scale that is not 1, gradients that differ among the picks: equal ones cancel."""
-    rng = default_rng(10)
+    rng = default_rng([10, draw])
 
-    def draw(N: int, K: int, normalise: bool) -> tuple[object, ...]:
+    def inputs(N: int, K: int, normalise: bool) -> tuple[object, ...]:
         h, gate = rng.standard_normal((N, 5)), rng.standard_normal((8, 5)) * 0.7
         indices = np.argsort(-(h @ gate.T + 0.5 * rng.standard_normal(8)), axis=-1)[:, :K]
         return rng.standard_normal((N, K)) + 0.5, h, gate, indices, normalise, 2.5
 
     points = {"normalised": True, "not normalised": False}
-    made = [Case(point, draw(9, 3, normalise)) for point, normalise in points.items() for _ in range(3)]
-    alone = draw(4, 1, True)
+    made = [Case(point, inputs(9, 3, normalise)) for point, normalise in points.items() for _ in range(3)]
+    alone = inputs(4, 1, True)
     return [*made, Case("one pick: its weight is always the scale", alone)]
 
 
@@ -76,6 +76,18 @@ EXERCISE = Exercise(
         Mistake("all_experts", {"reach": "all experts"}, "experts that were not picked get a gradient"),
         Mistake("bias_gradient", {"bias": "scores"}, "the selection bias gets a gradient: the scores' own"),
         Mistake("bias_as_logit", {"bias": "logits"}, "the selection bias gets a gradient: the logits' own"),
+    ),
+    designs=(
+        Design(
+            "constant_sum",
+            {"total": "constant"},
+            "The sum below the fraction line lets no gradient through: treat it as a constant.",
+        ),
+        Design(
+            "straight_through",
+            {"slope": "none"},
+            "The sigmoid lets gradients through unchanged: its slope counts as 1.",
+        ),
     ),
     axes={"dh": "N D", "dgate": "E D", "dbias": "E"},
     outputs=several("dh", "dgate", "dbias"),

@@ -1,0 +1,204 @@
+"""The process that a student's function runs in: `python -I child.py FILE NAME HIDDEN`. It imports nothing of minglm.
+
+It holds no answer: inputs come in, outputs go out, and the parent compares. What a submission could do to its
+surroundings is bounded: memory, files, other processes, the network, and `import minglm`. That stops accidents and the
+usual tricks; it is no wall against an attacker (docs/teaching/grading.md).
+
+Both sides speak in frames: eight bytes of length, then an npz: the arrays, and the structure around them as JSON.
+"""
+
+import io
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+
+BYTES = 1_000_000_000  # of memory beyond what the process has when the student's file is read
+SECONDS = 120  # of processor time in all
+
+# -- frames ------------------------------------------------------------------------------------------------------
+
+
+def send(stream: BinaryIO, value: Any) -> None:
+    """Write one frame: numbers, texts, None, arrays, tuples and lists of those. Raises ValueError for other things."""
+    arrays: list[Any] = []
+    structure = json.dumps(_packed(value, arrays))
+    held = io.BytesIO()
+    np.savez(held, structure=np.array(structure), **{f"a{i}": array for i, array in enumerate(arrays)})
+    stream.write(len(held.getbuffer()).to_bytes(8, "big") + held.getbuffer())
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """Read one frame; arrays come as they were, read-only or not. Raises EOFError at the end of the stream."""
+    length = stream.read(8)
+    if len(length) < 8:
+        raise EOFError
+    with np.load(io.BytesIO(stream.read(int.from_bytes(length, "big"))), allow_pickle=False) as file:
+        return _unpacked(json.loads(str(file["structure"])), file)
+
+
+def _packed(value: Any, arrays: list[Any]) -> Any:
+    if isinstance(value, tuple | list):
+        return {"tuple": [_packed(each, arrays) for each in value]}
+    if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub":
+        arrays.append(np.asarray(value))
+        return {"array": len(arrays) - 1, "writeable": bool(np.asarray(value).flags.writeable)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ValueError(f"the function returned {type(value).__name__}, wanted arrays or numbers")
+
+
+def _unpacked(packed: Any, file: Any) -> Any:
+    if "tuple" in packed:
+        return tuple(_unpacked(each, file) for each in packed["tuple"])
+    if "array" in packed:
+        array = file[f"a{packed['array']}"]
+        array.flags.writeable = packed["writeable"]
+        return array
+    return packed["value"]
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------
+
+_FORBIDDEN = (
+    "subprocess.",
+    "socket.",
+    "os.fork",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.system",
+    "os.kill",
+    "ctypes.",
+)
+_CHANGES = (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.",
+)
+_READS = ("open", "os.listdir", "os.scandir")
+
+
+class _NoMinglm:
+    """`import minglm` fails: the book holds every answer."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        if name.split(".")[0] == "minglm":
+            raise ImportError("minglm cannot be imported here: write it yourself, with NumPy")
+
+
+def _bound_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: there the parent's clock is the only bound
+        return
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[0])
+    except OSError:
+        pages = 0
+    limit = pages * resource.getpagesize() + BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def _bound_doings(hidden: Path) -> None:
+    """From here on Python itself stops reading outside of its own folders, writing, starting processes, the network."""
+    own = [Path(p).resolve() for p in {sys.prefix, sys.base_prefix, *sys.path} if p and Path(p).is_dir()]
+
+    def readable(place: Any) -> bool:
+        if isinstance(place, int):
+            return True  # a stream that is open already
+        path = Path(os.fsdecode(place)).resolve()
+        return not path.is_relative_to(hidden) and any(path.is_relative_to(folder) for folder in own)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith(_FORBIDDEN + _CHANGES):
+            raise PermissionError(f"a submission may not do this: {event}")
+        if event in _READS and arguments[0] is not None:
+            writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+            if writes or not readable(arguments[0]):
+                raise PermissionError(f"a submission may not read or write files: {arguments[0]}")
+
+    sys.addaudithook(hook)
+
+
+# -- serving -----------------------------------------------------------------------------------------------------
+
+
+def sentence(error: BaseException, line: str = "") -> str:
+    """What is said about an error that a student's function raised; `line`, ` at line 3: "x /= 2"`, says where."""
+    if isinstance(error, MemoryError):
+        return f"It wanted more memory than there is for it ({BYTES / 1e6:,.0f} MB)."
+    if isinstance(error, ValueError) and "read-only" in str(error):
+        return f"Your function changes what it was given{line}. Work on a copy, or make a new array."
+    if isinstance(error, NotImplementedError):
+        return "Nothing is written yet: replace the line that raises NotImplementedError."
+    return f"{type(error).__name__}{line}: {error}"
+
+
+def _sentence(error: BaseException, file: Path) -> str:
+    lines = source.splitlines() if (source := _SOURCES.get(file)) else []
+    own = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(file)]
+    line = f' at line {own[-1].lineno}: "{lines[own[-1].lineno - 1].strip()}"' if own and own[-1].lineno else ""
+    return sentence(error, line)
+
+
+_SOURCES: dict[Path, str] = {}
+
+
+def _function(file: Path, name: str) -> Callable[..., Any]:
+    """The student's function: the file is run as a module, so its last lines (`if __name__ …`) are not."""
+    module = ModuleType("submission")
+    exec(compile(_SOURCES[file], str(file), "exec"), vars(module))
+    if not callable(vars(module).get(name)):
+        raise NameError(f"the file defines no function {name}")
+    made: Callable[..., Any] = vars(module)[name]
+    return made
+
+
+def serve(file: Path, name: str, hidden: Path) -> NoReturn:
+    """Answer frames until the parent closes its end: the inputs in, the outputs or a sentence out."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the student prints goes nowhere
+    questions = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    _SOURCES[file] = file.read_text("utf-8")
+    sys.meta_path.insert(0, _NoMinglm())
+    _bound_memory()
+    _bound_doings(hidden)
+    try:
+        function: Callable[..., Any] | None = _function(file, name)
+        send(answers, ("ready",))
+    except BaseException as error:  # a submission may raise anything, SystemExit too
+        function = None
+        send(answers, ("error", _sentence(error, file)))
+    while function is not None:
+        try:
+            inputs = receive(questions)
+        except EOFError:
+            break
+        try:
+            with np.errstate(all="ignore"):
+                send(answers, ("answer", function(*inputs)))
+        except BaseException as error:
+            send(answers, ("error", _sentence(error, file)))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

@@ -1,0 +1,184 @@
+"""Grading a folder of submissions, each function in a process of its own, and what a class got wrong most often."""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import minglm
+from minglm.learn import child
+from minglm.learn.check import Report, Stopped, exercise, judge
+from minglm.learn.exercise import Exercise
+
+SECONDS = 20.0  # that one call may take
+START = 30.0  # that Python and the student's file may take to begin
+COLUMNS = ("student", "exercise", "points", "of", "seconds", "mistakes", "says")
+
+
+class Grade(NamedTuple):
+    """One row of the table."""
+
+    student: str
+    exercise: str
+    points: int
+    of: int
+    seconds: float
+    mistakes: tuple[str, ...]  # ids
+    says: str
+
+
+class Submission:
+    """A student's function in a child process, to be called as if it were here.
+
+    Raises Stopped where the function raised, took longer than `seconds` or its process ended.
+    """
+
+    def __init__(self, file: Path, name: str, seconds: float = SECONDS):
+        self.seconds, self.over = seconds, ""
+        self.place = tempfile.TemporaryDirectory(prefix="minglm-grade-")
+        command = [sys.executable, "-X", "utf8", "-I", "-B", child.__file__, str(file.resolve()), name, _PACKAGE]
+        variables = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PATH": "", "HOME": self.place.name}
+        kept = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            cwd=self.place.name, env={**kept, **variables},
+        )  # fmt: skip
+        try:
+            self._answer(START)
+        except Stopped as reason:
+            self.over = str(reason)
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self.over:
+            raise Stopped(self.over)
+        try:
+            assert self.process.stdin is not None
+            child.send(self.process.stdin, inputs)  # type: ignore[arg-type]
+        except OSError:
+            pass  # the answer will say why nobody listens
+        return self._answer(self.seconds)
+
+    def _answer(self, seconds: float) -> Any:
+        late = threading.Timer(seconds, self.process.kill)
+        late.start()
+        begun = time.monotonic()
+        try:
+            assert self.process.stdout is not None
+            kind, *rest = child.receive(self.process.stdout)  # type: ignore[arg-type]
+        except Exception:  # no frame, half of one, or something that is none
+            self.process.kill()
+            slow = time.monotonic() - begun >= seconds
+            why = f"it ran for more than {seconds:g} seconds and was stopped" if slow else "its process ended"
+            self.over = f"No answer: {why}."
+            raise Stopped(self.over) from None
+        finally:
+            late.cancel()
+        if kind == "error":
+            raise Stopped(rest[0])
+        return rest[0] if rest else None
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        self.process.kill()
+        self.process.communicate()
+        self.place.cleanup()
+
+
+_PACKAGE = str(Path(minglm.__file__).resolve().parent)
+
+
+def grade_file(file: Path, task: Exercise, draw: int = 0, seconds: float = SECONDS) -> Report:
+    """Judge the function of this name in the file, in a child process."""
+    submission = Submission(file, task.name, seconds)
+    try:
+        return judge(task, submission, draw)
+    finally:
+        submission.close()
+
+
+def grade(
+    folder: Path,
+    tasks: Sequence[Exercise],
+    draw: int,
+    seconds: float = SECONDS,
+    progress: Callable[[str], None] = print,
+) -> list[Grade]:
+    """Grade `folder`/STUDENT/…/EXERCISE.py for every student and exercise, on the numbers of this draw; 0 is public.
+
+    Raises ValueError if there are no students.
+    """
+    students = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not students:
+        raise ValueError(f"{folder} has no folder of a student; wanted {folder}/NAME/{tasks[0].name}.py")
+    grades = []
+    for student in students:
+        for task in tasks:
+            name = task.name
+            own = [path for path in student.rglob(f"{name}.py") if path.is_file() and not path.is_symlink()]
+            found = sorted(own, key=lambda path: len(path.parts))
+            begun = time.monotonic()
+            report = grade_file(found[0], task, draw, seconds) if found else judge(task, _missing, draw)
+            took = time.monotonic() - begun
+            says = " ".join(line for line in report.says if not line.startswith("Look at it"))
+            grades.append(
+                Grade(student.name, name, report.earned, len(report.points), round(took, 1), report.mistakes, says)
+            )
+            progress(f"{student.name}: {name} {report.earned} of {len(report.points)}")
+    return grades
+
+
+def _missing(*inputs: Any) -> Any:
+    raise Stopped("The file is missing.")
+
+
+def write_csv(path: Path, grades: Sequence[Grade]) -> None:
+    """A row for each student and exercise. What was there before stays until the new file is complete."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows((*g[:5], ";".join(g.mistakes), g.says) for g in grades)
+    os.replace(temporary, path)
+
+
+def read_csv(path: Path) -> list[Grade]:
+    """What `write_csv` wrote. Raises ValueError for another table."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"{path}: wanted the columns {', '.join(COLUMNS)}, as `minglm course grade` writes them")
+    return [
+        Grade(
+            row["student"], row["exercise"], int(row["points"]), int(row["of"]), float(row["seconds"]),
+            tuple(filter(None, row["mistakes"].split(";"))), row["says"],
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+class Commonest(NamedTuple):
+    """How often one thing was wrong."""
+
+    exercise: str
+    mistake: str  # the clause that names it
+    students: int
+
+
+def report(grades: Sequence[Grade]) -> list[Commonest]:
+    """The class's mistakes by exercise, the commonest first; what was not recognised is counted together."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for each in grades:
+        if each.points < each.of:
+            counts.update((each.exercise, mistake) for mistake in each.mistakes or ("",))
+    clauses = {(name, m.id): m.says for name in {g.exercise for g in grades} for m in exercise(name).mistakes}
+    clauses |= {(name, ""): "(not recognised)" for name in {g.exercise for g in grades}}
+    clauses |= {(name, "as_glm45"): "this is GLM-4.5's own, not the variant" for name, _ in list(clauses)}
+    rows = [Commonest(name, clauses.get((name, id), id), count) for (name, id), count in counts.items()]
+    return sorted(rows, key=lambda row: (-row.students, row.exercise, row.mistake))

@@ -1,0 +1,20 @@
+"""Exercise router_bwd, 40 minutes.
+
+router_bwd(dweights [N, K], h [N, D], gate [E, D], indices int [N, K], normalise, scale) -> dh [N, D], dgate [E,
+D], dbias [E], for the weights that the exercise `router` returns. Notebook 10c; docs/derivations/router.md.
+
+Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
+failed. Stuck? hint("router_bwd", 1), then 2, then 3: from minglm.learn import hint
+"""
+
+import numpy as np
+
+
+def router_bwd(dweights, h, gate, indices, normalise, scale):
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    from minglm.learn import check
+
+    print(check("router_bwd", router_bwd))
