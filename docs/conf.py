@@ -13,7 +13,14 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FRONTS = ("docs/derivations/README", "docs/decisions/README", "docs/teaching/index", "notebooks/README", "docs/api", "docs/index")
+FRONTS = (
+    "docs/derivations/README",
+    "docs/decisions/README",
+    "docs/teaching/index",
+    "notebooks/README",
+    "docs/api",
+    "docs/index",
+)
 MODULES = sorted(set(re.findall(r"\]\(\.\./(minglm/[\w/]+)\.py\)", (ROOT / "docs" / "api.md").read_text("utf-8"))))
 
 project = "minglm"
