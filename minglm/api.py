@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from minglm.generate.loop import Engine, Result, Step
     from minglm.generate.speculative import Drafter
     from minglm.look.trace import Trace
+    from minglm.look.walk import Walk
     from minglm.text.template import ChatTemplate
     from minglm.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -155,6 +156,13 @@ class Model:
 
         ids = self.as_ids(prompt)
         return take_trace(self, ids, keep, tap, limit, self._check_like("segments", segments, ids))
+
+    def step(self, prompt: Any, limit: float = 2e9) -> "Walk":
+        """A forward pass to be walked through in both directions; see `minglm.look.walk`. A text, or ids [T] or
+        [B, T]. Raises ValueError beforehand if its arrays would take over `limit` bytes."""
+        from minglm.look.walk import Walk
+
+        return Walk(self, self.as_ids(prompt), limit)
 
     # -- generating ------------------------------------------------------------------------------------------
 

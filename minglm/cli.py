@@ -187,6 +187,12 @@ def _trace(given: argparse.Namespace) -> None:
         print(f"saved {given.save}")
 
 
+def _step(given: argparse.Namespace) -> None:
+    from minglm.look.stepper import run
+
+    run(load(given.model).step(given.prompt))
+
+
 def _diff(given: argparse.Namespace) -> int:
     from minglm.look.diff import diff
 
@@ -402,6 +408,11 @@ def _parser() -> argparse.ArgumentParser:
     trace = _command(commands, "trace", _trace, "list every named array of a forward pass", prompt=DEMO_PROMPT)
     trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
     trace.add_argument("--save", help="a .safetensors file for the arrays")
+
+    step = commands.add_parser("step", help="walk through a forward pass, on and back, and change numbers")
+    step.set_defaults(run=_step)
+    step.add_argument("model", nargs="?", default=DEFAULT, help="folder or name of a checkpoint (default %(default)s)")
+    step.add_argument("prompt", nargs="?", default=DEMO_PROMPT, help="a text")
 
     _add_diff(commands)
 

@@ -1,7 +1,8 @@
-"""Any number of a forward pass, opened as what it is made of: `why(model, arrays, ids, "layers.1.mlp.routed", (5, 0))`.
+"""Any number of a forward pass, opened as what it is made of.
 
-Sums show their largest terms and what the others add up to; everything else shows the numbers that its formula takes.
-Recomputed in float64 from the arrays that the model used: a float32 total differs from the tap in its last digits.
+`why(model, trace, ids, "layers.1.mlp.routed", (5, 0))`. Sums show their largest terms and what the others add up to;
+everything else shows the numbers that its formula takes. Recomputed in float64 from the arrays that the model used: a
+float32 total differs from the tap in its last digits.
 """
 
 import math
