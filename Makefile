@@ -19,13 +19,16 @@ demo: $(VENV)/.ready  ## take a prompt through the model, step by step:  make de
 test: $(VENV)/.test  ## the fast tests: no torch, no network
 	@$(PY) -m pytest -n 2
 
-check-all: lint types parity docs $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks, docs
+check-all: lint types parity browser docs $(VENV)/.notebooks  ## everything: lint, types, parity, slow tests, tests without the JIT, notebooks, docs
 	$(PY) -m pytest -n 2 -m "slow or not slow"
 	$(PY) notebooks/build.py --execute
 	NUMBA_DISABLE_JIT=1 $(PY) -m pytest -n 2
 
 parity: $(VENV)/.parity  ## compare with transformers and torch (installs both), print the table
 	$(PY) -m pytest tests/parity
+
+browser: $(VENV)/.browser  ## the trace page in the Chromium of this machine (installs a driver; skips where there is none)
+	$(PY) -m pytest -n 2 tests/browser
 
 elsewhere: $(VENV)/.bench  ## our exports in transformers and llama.cpp (installs both, builds llama.cpp: ten minutes and more)
 	$(PY) -m pytest tests/parity/test_elsewhere.py
@@ -82,12 +85,13 @@ $(VENV)/.test: EXTRAS = [test]
 $(VENV)/.dev: EXTRAS = [dev]
 $(VENV)/.parity: EXTRAS = [dev,parity]
 $(VENV)/.bench: EXTRAS = [bench]
+$(VENV)/.browser: EXTRAS = [browser]
 $(VENV)/.notebooks: EXTRAS = [notebooks]
 $(VENV)/.lab: EXTRAS = [lab]
 $(VENV)/.docs: EXTRAS = [docs]
-$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.notebooks $(VENV)/.lab $(VENV)/.docs: pyproject.toml
+$(VENV)/.ready $(VENV)/.test $(VENV)/.dev $(VENV)/.parity $(VENV)/.bench $(VENV)/.browser $(VENV)/.notebooks $(VENV)/.lab $(VENV)/.docs: pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -e ".$(EXTRAS)"
 	@touch $@
 
-.PHONY: help setup demo test check-all parity elsewhere soak lint types notebooks lab docs bench bench-all doctor train-tiny train-nano train-pair ablations clean
+.PHONY: help setup demo test check-all parity browser elsewhere soak lint types notebooks lab docs bench bench-all doctor train-tiny train-nano train-pair ablations clean

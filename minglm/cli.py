@@ -180,7 +180,18 @@ def _training(folder: Path) -> tuple[int | None, bool]:
 def _trace(given: argparse.Namespace) -> None:
     from minglm.demo import step_table
 
-    trace = load(given.model).trace(given.prompt, keep=given.keep)
+    model = load(given.model)
+    if given.html:
+        from minglm.look.page import write_page
+
+        for note in write_page(model, given.prompt, given.html, given.beside, given.without_bias):
+            print(note)
+        size = Path(given.html).stat().st_size / 1e6
+        print(f"saved {given.html}, {size:.1f} MB; it opens in a browser, without a network")
+        return
+    if given.beside is not None or given.without_bias:
+        raise ValueError("--beside and --without-bias compare two passes on a page: give --html FILE too")
+    trace = model.trace(given.prompt, keep=given.keep)
     print(step_table(trace, every_tap=True))
     if given.save:
         trace.save(given.save)
@@ -405,9 +416,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(chat)
     _add_engine(chat)
 
-    trace = _command(commands, "trace", _trace, "list every named array of a forward pass", prompt=DEMO_PROMPT)
-    trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
-    trace.add_argument("--save", help="a .safetensors file for the arrays")
+    _add_trace(commands)
 
     step = commands.add_parser("step", help="walk through a forward pass, on and back, and change numbers")
     step.set_defaults(run=_step)
@@ -438,6 +447,15 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="versions, threads, memory, and what this machine can do")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_trace(commands: Any) -> None:
+    trace = _command(commands, "trace", _trace, "list every named array of a forward pass", prompt=DEMO_PROMPT)
+    trace.add_argument("--keep", default="*", help='names to keep, shell patterns: "layers.1.*,logits"')
+    trace.add_argument("--save", help="a .safetensors file for the arrays")
+    trace.add_argument("--html", metavar="FILE", help="a page to click through, in one file")
+    trace.add_argument("--beside", metavar="PROMPT", help="on the page: compare with this prompt")
+    trace.add_argument("--without-bias", action="store_true", help="on the page: compare with no selection bias")
 
 
 def _add_diff(commands: Any) -> None:

@@ -82,7 +82,7 @@ def _number(value: float) -> str:
 
 Parts = tuple[list[Term], tuple[int, float] | None, float]
 
-_LINEAR = {  # tap -> the tap whose rows it multiplies, within its layer
+LINEAR = {  # tap -> the tap whose rows it multiplies, within its layer
     "self_attn.q": "input_layernorm", "self_attn.k": "input_layernorm", "self_attn.v": "input_layernorm",
     "self_attn.o": "self_attn.heads", "mlp.gate": "post_attention_layernorm", "mlp.up": "post_attention_layernorm",
     "mlp.router_logits": "post_attention_layernorm", "mlp.experts.{e}.gate": "post_attention_layernorm",
@@ -90,11 +90,11 @@ _LINEAR = {  # tap -> the tap whose rows it multiplies, within its layer
     "mlp.shared_experts.gate": "post_attention_layernorm", "mlp.shared_experts.up": "post_attention_layernorm",
     "mlp.shared": "mlp.shared_experts.hidden", "mlp.out": "mlp.hidden",
 }  # fmt: skip
-_NORMS = {
+NORMS = {
     "input_layernorm": "stream", "post_attention_layernorm": "middle", "self_attn.q_norm": "self_attn.q",
     "self_attn.k_norm": "self_attn.k",
 }  # fmt: skip
-_SUMS = {"middle": ("stream", "self_attn.o"), "out": ("middle", "mlp.out"), "mlp.out": ("mlp.routed", "mlp.shared")}
+SUMS = {"middle": ("stream", "self_attn.o"), "out": ("middle", "mlp.out"), "mlp.out": ("mlp.routed", "mlp.shared")}
 
 
 class _Opened:
@@ -133,12 +133,12 @@ class _Opened:
 
     def open(self, spec: str, index: tuple[int, ...]) -> Parts:
         short = spec.removeprefix("layers.{i}.")
-        if short in _SUMS and self._is_sum(short):
-            return self._added(_SUMS[short], index)
-        if short in _LINEAR:
-            return self._product(_LINEAR[short], index)
-        if short in _NORMS:
-            return self._norm(self.tap(_NORMS[short]), index)
+        if short in SUMS and self._is_sum(short):
+            return self._added(SUMS[short], index)
+        if short in LINEAR:
+            return self._product(LINEAR[short], index)
+        if short in NORMS:
+            return self._norm(self.tap(NORMS[short]), index)
         return _OTHERS[short.split(".")[-1] if short != "norm" else "norm"](self, index)
 
     def _is_sum(self, short: str) -> bool:

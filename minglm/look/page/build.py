@@ -1,0 +1,300 @@
+"""What a trace page holds: tokens, steps with their arrays, routing, weights as far as there is room.
+
+And, in words, what was left out.
+"""
+
+import html
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import minglm
+from minglm.look.formulas import FORMULAS, line_of, spec_of
+from minglm.look.page.pack import Packer
+from minglm.look.page.recipes import recipe_of
+from minglm.look.taps import TAPS
+from minglm.look.trace import Trace
+from minglm.look.walk import idea_of
+from minglm.model.ops import Array, softmax
+from minglm.model.params import Moe, map_arrays, walk
+from minglm.model.rope import rotation
+
+if TYPE_CHECKING:
+    from minglm.api import Model
+
+BYTES = 11_000_000  # of arrays and weights in a page, before they are compressed and written as text
+FIRST = 4  # tokens at the beginning that are always kept
+TOP = 8  # tokens listed for each place
+_AXES = {tap.name: tap.axes.split() for tap in TAPS}
+_WHAT = {tap.name: tap.what for tap in TAPS}
+_WHOLE = (
+    "mlp.router_scores",
+    "mlp.biased_scores",
+    "mlp.expert_indices",
+    "mlp.expert_weights",
+    "self_attn.k_rope",
+    "self_attn.v",
+)
+_SOURCES = ("data.js", "why.js", "views.js", "app.js")
+
+
+def write_page(
+    model: "Model",
+    prompt: Any,
+    path: str | Path,
+    beside: Any = None,
+    without_bias: bool = False,
+    most_bytes: int = BYTES,
+) -> list[str]:
+    """Write the forward pass over a prompt (a text, or ids [T]) as one HTML file. Returns what was left out, in words.
+
+    beside: another prompt, to be compared with it; without_bias: the same prompt without the routers' selection
+    bias, to be compared. most_bytes: of arrays and weights together; beyond it tokens in the
+    middle are left out, then weights.
+    Raises ValueError for a prompt that `Model.trace` refuses, for more than one row, and for two things to compare.
+    """
+    if beside is not None and without_bias:
+        raise ValueError("one comparison at a time: another prompt, or the same one without the bias")
+    runs = [(model, prompt, "A")]
+    if beside is not None:
+        runs.append((model, beside, "B"))
+    if without_bias:
+        runs.append((_unbiased(model), prompt, "B, without the selection bias"))
+    packer, notes = Packer(), list[str]()
+    traces = [
+        _collect(run, given, label, f"{'ab'[i]}", most_bytes * 6 // 10 // len(runs), packer, notes)
+        for i, (run, given, label) in enumerate(runs)
+    ]
+    differs = _differences(traces) if len(traces) > 1 else None
+    used = {name for trace in traces for name in trace.pop("experts")}
+    for trace in traces:
+        del trace["arrays"]
+    weights = _weights(model, used, most_bytes - packer.nbytes, packer, notes)
+    data = {
+        "model": model.name, "about": repr(model), "config": _config(model), "traces": traces, "weights": weights,
+        "differs": differs, "notes": notes, "version": minglm.__version__,
+    }  # fmt: skip
+    _write(Path(path), _page(f"{model.name}: a forward pass", data, packer))
+    return notes
+
+
+def _write(path: Path, text: str) -> None:
+    """What was there before stays until the new file is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _page(title: str, data: dict[str, Any], packer: Packer) -> str:
+    folder = files("minglm.look.page")
+
+    def read(name: str) -> str:
+        return folder.joinpath(name).read_text("utf-8")
+
+    shell = read("page.html")
+    parts = {
+        "@TITLE@": html.escape(title),
+        "@STYLE@": read("page.css"),
+        "@DATA@": json.dumps(data, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c"),
+        "@GROUPS@": packer.scripts(),
+        "@SCRIPT@": "\n".join(read(name) for name in _SOURCES),
+    }
+    for mark, text in parts.items():
+        shell = shell.replace(mark, text)
+    return shell
+
+
+def _unbiased(model: "Model") -> "Model":
+    def without(name: str, array: Array) -> Array:
+        return np.zeros_like(array) if name.endswith("e_score_correction_bias") else array
+
+    return type(model)(model.config, map_arrays(without, model.params), model.tokenizer, name=model.name)
+
+
+# -- one forward pass --------------------------------------------------------------------------------------------
+
+
+def _collect(
+    model: "Model", prompt: Any, label: str, key: str, room: int, packer: Packer, notes: list[str]
+) -> dict[str, Any]:
+    ids = model.as_ids(prompt)
+    if len(ids) != 1:
+        raise ValueError(f"a page shows one row of tokens, got {len(ids)}")
+    trace = model.trace(ids)
+    kept = _kept_tokens(trace, room)
+    T = ids.shape[1]
+    if len(kept) < T:
+        notes.append(
+            f"{label[:1]}: {T} tokens; arrays are kept for {len(kept)} of them, the first {FIRST} and the last "
+            f"{len(kept) - FIRST}. Routing, keys and values are kept for all."
+        )
+    steps = [_step(model, trace, name, kept, key, packer) for name in trace]
+    experts = {f"{n.split('.')[1]}.{n.split('.')[4]}" for n in trace if n.endswith(".tokens")}
+    cos, sin = rotation(np.arange(T)[None], model.config, np.dtype(np.float32))
+    return {
+        "arrays": dict(trace),
+        "label": label,
+        "prompt": prompt if isinstance(prompt, str) else " ".join(map(str, ids[0])),
+        "tokens": trace.tokens,
+        "ids": ids[0].tolist(),
+        "steps": steps,
+        "top": _top(model, trace["logits"][0]),
+        "draft": _draft(model, ids, trace),
+        "bias": {
+            str(i): np.asarray(layer.mlp.gate.e_score_correction_bias, np.float64).tolist()
+            for i, layer in enumerate(model.params.layers)
+            if isinstance(layer.mlp, Moe)
+        },
+        "cos": packer.add(f"{key}-ends", cos[0]),
+        "sin": packer.add(f"{key}-ends", sin[0]),
+        "experts": experts,
+    }
+
+
+def _kept_tokens(trace: Trace, room: int) -> list[int]:
+    """Places whose arrays fit into the room: the first few, and the last."""
+    T = trace.ids.shape[1]
+    whole = sum(trace[name].nbytes for name in trace if name.endswith(_WHOLE))
+    rest = sum(array.nbytes for array in trace.values()) - whole
+    fitting = int(max(room - whole, 0) // max(rest / T, 1))
+    if fitting >= T:
+        return list(range(T))
+    count = max(fitting, FIRST + 4)
+    return sorted({*range(min(FIRST, T)), *range(max(T - (count - FIRST), 0), T)})
+
+
+def _step(model: "Model", trace: Trace, name: str, kept: list[int], key: str, packer: Packer) -> dict[str, Any]:
+    config, array = model.config, trace[name]
+    spec = spec_of(name, config.num_hidden_layers)
+    letters = _AXES[spec]
+    line = line_of(spec)
+    group = f"{key}-{name.split('.')[1]}" if name.startswith("layers.") else f"{key}-ends"
+    flat = array[0] if letters[0] == "B" else array
+    letters = letters[1:] if letters[0] == "B" else letters
+    owners = _owners(trace, name, letters, len(flat))
+    axis = letters.index("T") if "T" in letters else 0
+    chosen = range(len(owners)) if name.endswith(_WHOLE) else [i for i, t in enumerate(owners) if t in set(kept)]
+    packed = packer.add(group, np.take(flat, np.array(chosen, int), axis=axis))
+    return {
+        "name": name, "idea": idea_of(name), "axes": letters, "full": list(flat.shape), "what": _WHAT[spec],
+        "formula": FORMULAS[spec], "file": f"{line.file}:{line.number}", "code": line.text, "data": packed,
+        "rows": [owners[i] for i in chosen], "stats": _stats(array), "recipe": recipe_of(name, config),
+    }  # fmt: skip
+
+
+def _owners(trace: Trace, name: str, letters: list[str], count: int) -> list[int]:
+    """Which token each row along the token axis belongs to."""
+    if letters[0] == "n":
+        return [int(t) for t in trace[name.rsplit(".", 1)[0] + ".tokens"]]
+    return list(range(trace.ids.shape[1]))
+
+
+def _stats(array: Array) -> dict[str, Any]:
+    known = array[np.isfinite(array)].astype(np.float64)
+    if not known.size:
+        return {"hidden": int(array.size)}
+    return {
+        "mean": float(known.mean()), "sd": float(known.std()), "min": float(known.min()), "max": float(known.max()),
+        "hidden": int(array.size - known.size),
+    }  # fmt: skip
+
+
+def _top(model: "Model", logits: Array) -> list[list[list[Any]]]:  # [T, V] -> for each place [text, id, probability]
+    probs = softmax(logits[:, : model.usable_tokens].astype(np.float64))
+    order = np.argsort(-probs, axis=-1, kind="stable")[:, :TOP]
+    probs = np.nan_to_num(probs)
+    return [
+        [[_token(model, int(i)), int(i), float(row[i])] for i in best] for row, best in zip(probs, order, strict=True)
+    ]
+
+
+def _token(model: "Model", number: int) -> str:
+    return model.tokenizer.token(number) if model.tokenizer and number < model.usable_tokens else str(number)
+
+
+def _draft(model: "Model", ids: Array, trace: Trace) -> list[list[list[Any]]] | None:
+    """What the MTP layer expects two tokens on from each place; at the last, after the likeliest next token."""
+    longest = model.config.max_position_embeddings
+    if not model.params.mtp or ids.shape[1] + 1 > longest:
+        return None
+    following = int(np.argmax(trace["logits"][0, -1, : model.usable_tokens]))
+    return _top(model, model.mtp(np.append(ids, [[following]], axis=1))[0])
+
+
+def _differences(traces: list[dict[str, Any]]) -> dict[str, float]:
+    """How far the steps are apart where both traces have the same tokens and shapes; 0 where they are equal."""
+    a, b = (trace["arrays"] for trace in traces)
+    if traces[0]["ids"] != traces[1]["ids"]:
+        return {}
+    with np.errstate(invalid="ignore"):
+        return {
+            name: float(np.nan_to_num(np.abs(b[name].astype(np.float64) - a[name]), nan=0.0, posinf=0.0).max(initial=0))
+            for name in a
+            if name in b and a[name].shape == b[name].shape
+        }
+
+
+# -- weights and sizes -------------------------------------------------------------------------------------------
+
+
+def _weights(model: "Model", used: set[str], room: int, packer: Packer, notes: list[str]) -> dict[str, dict[str, Any]]:
+    """The tensors that sums are made of, as bfloat16, small ones first, as long as there is room."""
+    wanted = {name: array for name, array in walk(model.params) if _is_used(name, used, model.config.num_hidden_layers)}
+    found, left = {}, 0
+    exact = True
+    for name, array in sorted(wanted.items(), key=lambda item: item[1].size):
+        if 2 * array.size > room:
+            left += 1
+            continue
+        wide = np.asarray(array.astype(np.float32))
+        narrow = wide.ndim > 1
+        exact &= not narrow or not (wide.view(np.uint32) & 0xFFFF).any()
+        parts = name.split(".")
+        group = f"w-{parts[2]}" if parts[1] == "layers" else "w-ends"
+        found[name] = packer.add(group, wide, narrow)
+        room -= (2 if narrow else 4) * array.size
+    if left:
+        notes.append(
+            f"{left} of {len(wanted)} weight tensors are not in this page: sums with them cannot be opened here. "
+            "minglm step opens all."
+        )
+    if not exact:
+        notes.append(
+            "Weights are rounded to bfloat16 here: opened sums differ from the model's number in the third digit."
+        )
+    return found
+
+
+def _is_used(name: str, used: set[str], layers: int) -> bool:
+    parts = name.split(".")
+    if parts[1] == "layers":
+        if int(parts[2]) >= layers:
+            return False  # an MTP layer's
+        if "experts" in parts:
+            return f"{parts[2]}.{parts[parts.index('experts') + 1]}" in used
+    return True
+
+
+def _config(model: "Model") -> dict[str, Any]:
+    c = model.config
+    return {
+        "layers": c.num_hidden_layers, "D": c.hidden_size, "H": c.num_attention_heads, "G": c.num_key_value_heads,
+        "d": c.head_dim, "E": c.n_routed_experts, "K": c.num_experts_per_tok, "V": c.vocab_size,
+        "scale": c.routed_scaling_factor, "normalise": c.norm_topk_prob, "groups": c.n_group,
+        "open_groups": c.topk_group, "dense": c.first_k_dense_replace, "shared": c.n_shared_experts,
+    }  # fmt: skip
+
+
+def left_out(notes: Sequence[str]) -> str:
+    """The notes as lines for a terminal."""
+    return "\n".join(f"  {note}" for note in notes)
