@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_left_out_and_named(tmp_path):
             assert step["rows"][-1] == 59
             assert np.array_equal(held, trace[step["name"]][0][step["rows"]])
     assert data["notes"] == notes
-    few = write_page(model, [1, 2, 3], tmp_path / "page.html", most_bytes=100_000)
+    few = write_page(model, [1, 2, 3], tmp_path / "page.html", most_bytes=50_000)
     assert "weight tensors are not in this page" in few[0]
 
 
