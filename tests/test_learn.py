@@ -15,6 +15,7 @@ from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant, variants, with_designs
 from minglm.model.ops import AttendSaved, Sight, attend, attend_bwd, sigmoid
 from minglm.model.params import Router
+from minglm.model.rope import rotation
 from minglm.model.router import RouterSaved, Routing
 from minglm.train.muon import newton_schulz, step_length
 
@@ -24,6 +25,11 @@ ALL = [(task, mistake) for task in EXERCISES.values() for mistake in task.mistak
 def router(h, gate, bias, K, normalise, scale):
     routing, _ = book.router(h, Router(gate, bias), router_config(len(gate), K, normalise, scale))
     return routing.indices, routing.weights
+
+
+def rope(x, positions, theta, r):
+    config = PRESETS["micro"].replace(head_dim=x.shape[-1], partial_rotary_factor=r / x.shape[-1], rope_theta=theta)
+    return book.ops.rope(x[None], *rotation(positions[None], config, x.dtype))[0]
 
 
 def router_config(E, K, normalise, scale):
@@ -58,6 +64,7 @@ def attention(q, k, v):
 
 BOOK = {
     "rms_norm": book.rms_norm,
+    "rope": rope,
     "router": router,
     "linear_bwd": lambda dy, x, weight: book.linear_bwd(dy, x, weight, np.zeros(len(weight), dy.dtype)),
     "rms_norm_bwd": book.rms_norm_bwd,
@@ -122,7 +129,24 @@ def test_two_mistakes_at_once_are_named():
     assert report.says[0].startswith("Two things: ")
 
 
+def rope_as_complex(x, positions, theta, r):
+    turns = np.exp(1j * positions[:, None, None] * theta ** (-np.arange(0, r, 2) / r))
+    turned = (x[..., : r // 2] + 1j * x[..., r // 2 : r]) * turns
+    return np.concatenate([turned.real, turned.imag, x[..., r:]], axis=-1)
+
+
+def rope_by_tables(x, positions, theta, r):
+    """cos and sin of all r entries in float32, and the two halves exchanged."""
+    angles = (np.arange(100)[:, None] / theta ** (np.arange(0, r, 2) / r)).astype(np.float32)
+    cos, sin = (np.tile(f(angles), 2)[positions][:, None] for f in (np.cos, np.sin))
+    first, rest = x[..., :r], x[..., r:]
+    exchanged = np.concatenate([-first[..., r // 2 :], first[..., : r // 2]], axis=-1)
+    return np.concatenate([first * cos + exchanged * sin, rest], axis=-1)
+
+
 RIGHT = {
+    "rope, complex": ("rope", rope_as_complex),
+    "rope, tables in float32": ("rope", rope_by_tables),
     "rms_norm, power": ("rms_norm", lambda x, w, eps: x * ((x**2).mean(-1, keepdims=True) + eps) ** -0.5 * w),
     "rms_norm, length": (
         "rms_norm",

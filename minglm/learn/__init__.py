@@ -4,7 +4,7 @@ from minglm.learn import check, case, hint
 check("router", my_router)
 """
 
-from minglm.learn.check import Report, case, check
+from minglm.learn.check import Report, case, check, replay
 from minglm.learn.hints import hint
 
-__all__ = ["Report", "case", "check", "hint"]
+__all__ = ["Report", "case", "check", "hint", "replay"]

@@ -2,7 +2,8 @@
 
 The order: callable, shapes, dtype, inputs unchanged, properties, values. For values a mistake is named on evidence
 only: the answer equals that variant on every case, it can be told from the truth on three at least, and no other
-variant equals it, too. Then two mistakes at once are tried. Where nothing fits, the difference is described.
+variant equals it, too. Then two mistakes at once are tried. Where nothing fits, the difference is described. A right
+function that does more than it must passes, and is told how much: counted, not timed.
 """
 
 import traceback
@@ -14,7 +15,7 @@ import numpy as np
 
 from minglm.learn.child import sentence
 from minglm.learn.describe import describe
-from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart
+from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart, called_once
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant
 from minglm.look.tables import html_table, table
@@ -88,6 +89,12 @@ def case(name: str, number: int) -> Inputs:
     return cases[number].inputs
 
 
+def replay(name: str, number: int, function: Callable[..., Any]) -> Any:
+    """Call a function as `check` does for one case, and return what it returned: for a debugger, where a case is
+    several calls (a cache)."""
+    return exercise(name).run(function, case(name, number))
+
+
 def check(name: str, function: Callable[..., Any], term: str | None = None) -> Report:
     """Try a function on every case. With a term: as the hand-out of that term asks for it (`minglm.learn.variants`).
 
@@ -106,20 +113,23 @@ def judge(task: Exercise, function: Callable[..., Any], draw: int = 0) -> Report
         return Report(name, tuple(Point(point, False) for point in names), (sentence,), ())
     answers = [_run(task, function, each) for each in cases]
     right = [each.trouble is None and _is_right(task, each) for each in answers]
+    detour = None if all(right) else _detour(task, answers)
+    right = [True] * len(cases) if detour else right
     points = tuple(
         Point(point, all(ok for ok, each in zip(right, cases, strict=True) if each.point == point)) for point in names
     )
     if all(right):
         narrow = _narrow(task, function, cases[0])
         points = (*points, Point("dtype in = dtype out", narrow is None))
-        return Report(name, points, (narrow,) if narrow else (), ())
+        costs = [f"Right, and {detour.says}."] if detour else _bills(task, function, cases)
+        return Report(name, points, (narrow,) if narrow else tuple(costs), ())
     points = (*points, Point("dtype in = dtype out", False))
     number = right.index(False)
-    place = f'Look at it: case("{name}", {number}).'
+    place = _place(task, number)
     trouble = next((each.trouble for each in answers if each.trouble), None)
     if trouble:
         number = next(i for i, each in enumerate(answers) if each.trouble)
-        return Report(name, points, (trouble, f'Look at it: case("{name}", {number}).'), ())
+        return Report(name, points, (trouble, _place(task, number)), ())
     found = _recognised(task, answers)
     if found:
         clauses = "; and: ".join(mistake.says for mistake in found)
@@ -137,7 +147,7 @@ def judge(task: Exercise, function: Callable[..., Any], draw: int = 0) -> Report
 def _run(task: Exercise, function: Callable[..., Any], each: Case) -> _Answer:
     try:
         with np.errstate(all="ignore"):
-            outputs = task.outputs(each.inputs, function(*(_protected(a) for a in each.inputs)))
+            outputs = task.outputs(each.inputs, task.run(function, _protected(each.inputs)))
     except Exception as error:  # whatever a student's function raises is an answer, too
         return _Answer(each, None, _sentence(error))
     with np.errstate(all="ignore"):
@@ -151,13 +161,25 @@ def _run(task: Exercise, function: Callable[..., Any], each: Case) -> _Answer:
     return _Answer(each, outputs, None)
 
 
-def _protected(value: Any) -> Any:
+def _protected(inputs: Inputs) -> Inputs:
     """Arrays that cannot be written to: a function that changes its inputs is told so."""
-    if not isinstance(value, np.ndarray):
-        return value
-    kept = value.copy()
-    kept.flags.writeable = False
+    kept = tuple(a.copy() if isinstance(a, np.ndarray) else a for a in inputs)
+    for a in kept:
+        if isinstance(a, np.ndarray):
+            a.flags.writeable = False
     return kept
+
+
+def _bills(task: Exercise, function: Callable[..., Any], cases: Sequence[Case]) -> list[str]:
+    """What a right function did too much, in the first case that shows it."""
+    bills = (task.bill(function, _protected(each.inputs)) for each in cases) if task.bill else ()
+    return [bill for bill in bills if bill][:1]
+
+
+def _place(task: Exercise, number: int) -> str:
+    if task.run is called_once:
+        return f'Look at it: case("{task.name}", {number}).'
+    return f'Look at it: replay("{task.name}", {number}, your_function).'
 
 
 def _sentence(error: Exception) -> str:
@@ -188,7 +210,7 @@ def _narrow(task: Exercise, function: Callable[..., Any], each: Case) -> str | N
         a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in each.inputs
     )
     try:
-        outputs = task.outputs(inputs, function(*(_protected(a) for a in inputs)))
+        outputs = task.outputs(inputs, task.run(function, _protected(inputs)))
     except Exception as error:
         return f"With float32 inputs: {_sentence(error)}"
     for name, found in outputs.items():
@@ -216,6 +238,13 @@ def _recognised(task: Exercise, answers: Sequence[_Answer]) -> tuple[Mistake, ..
         if fitting:
             return fitting[0]
     return ()
+
+
+def _detour(task: Exercise, answers: Sequence[_Answer]) -> Mistake | None:
+    """Another way to a right result that the answers come from."""
+    if any(answer.trouble for answer in answers):
+        return None
+    return next((each for each in task.detours if _fits(task, [each], answers)), None)
 
 
 def _fits(task: Exercise, mistakes: Sequence[Mistake], answers: Sequence[_Answer]) -> bool:

@@ -1,6 +1,7 @@
 """What an exercise is: a reference with a flag for each known mistake, cases that tell them apart, and what to say."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +42,11 @@ class Case(NamedTuple):
     inputs: Inputs
 
 
+def called_once(function: Callable[..., Any], inputs: Inputs) -> Any:
+    """How most exercises run a function: one call with the case's inputs."""
+    return function(*inputs)
+
+
 class Exercise(NamedTuple):
     name: str
     minutes: int  # for somebody who has read the notebook
@@ -54,6 +60,9 @@ class Exercise(NamedTuple):
     designs: tuple[Design, ...] = ()
     pairs: bool = True  # whether two mistakes at once are looked for
     tolerance: float = 1e-9  # of max|a − b| / max|b|, in float64
+    run: Callable[[Callable[..., Any], Inputs], Any] = called_once  # (function, inputs): several calls, for a cache
+    detours: tuple[Mistake, ...] = ()  # other ways to a right result, each with what it costs: they pass
+    bill: Callable[[Callable[..., Any], Inputs], str | None] | None = None  # of a right function: what it did too much
 
     def points(self) -> list[str]:
         """Names of the points for values; one for the dtype comes on top."""
@@ -61,7 +70,7 @@ class Exercise(NamedTuple):
 
     def truth(self, inputs: Inputs, **flags: Any) -> Outputs:
         """The reference's answer, by name."""
-        return self.outputs(inputs, self.reference(*inputs, **flags))
+        return self.outputs(inputs, self.run(partial(self.reference, **flags), inputs))
 
 
 def one(name: str) -> Callable[[Inputs, Any], Outputs]:

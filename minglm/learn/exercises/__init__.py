@@ -1,4 +1,4 @@
-"""The exercises by name, in the order of the notebooks."""
+"""The exercises by name, in the order of the teaching plan's weeks."""
 
 from minglm.learn.exercise import Exercise
 from minglm.learn.exercises import (
@@ -9,27 +9,29 @@ from minglm.learn.exercises import (
     fp8,
     norm,
     orthogonal,
+    rotation,
     router,
     router_backward,
 )
 
 _ALL = (
     norm.EXERCISE,
+    rotation.EXERCISE,
     attention.EXERCISE,
     router.EXERCISE,
+    balance.EXERCISE,
     backward.CROSS_ENTROPY,
     backward.LINEAR,
     backward.RMS_NORM,
     attention_backward.EXERCISE,
     backward.SWIGLU,
     router_backward.EXERCISE,
-    balance.EXERCISE,
     orthogonal.EXERCISE,
     fp8.EXERCISE,
 )
 WEEKS = {  # of the teaching plan, docs/teaching
     1: ("rms_norm",),
-    2: ("attend",),
+    2: ("rope", "attend"),
     3: ("router",),
     4: ("bias_update",),
     5: (
