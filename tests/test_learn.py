@@ -32,6 +32,17 @@ def rope(x, positions, theta, r):
     return book.ops.rope(x[None], *rotation(positions[None], config, x.dtype))[0]
 
 
+def kv_cache(cache, layer, start, q, k, v, rotate):
+    if cache is None:
+        config = PRESETS["micro"].replace(num_key_value_heads=k.shape[1], num_attention_heads=q.shape[1], head_dim=4)
+        cache = book.KVCache(config, capacity=32, dtype=k.dtype, layers=2)
+    cache.length[:] = start
+    slots = cache.slots(len(q))
+    keys, values = cache.append(layer, rotate(k, slots[0])[None], v[None], slots)
+    sight = Sight(slots, np.zeros(slots.shape, int), np.zeros((1, keys.shape[1]), int))
+    return attend(rotate(q, slots[0])[None], keys, values, sight)[0].reshape(len(q), -1), cache
+
+
 def router_config(E, K, normalise, scale):
     return PRESETS["micro"].replace(
         n_routed_experts=E, num_experts_per_tok=K, norm_topk_prob=normalise, routed_scaling_factor=scale,
@@ -70,6 +81,7 @@ BOOK = {
     "rms_norm_bwd": book.rms_norm_bwd,
     "swiglu_bwd": book.swiglu_bwd,
     "attend": attention,
+    "kv_cache": kv_cache,
     "attend_bwd": attention_bwd,
     "router_bwd": router_bwd,
     "orthogonalise": lambda x: newton_schulz(x) * step_length(x.shape),
@@ -144,7 +156,55 @@ def rope_by_tables(x, positions, theta, r):
     return np.concatenate([first * cos + exchanged * sin, rest], axis=-1)
 
 
+def cache_of_lists(cache, layer, start, q, k, v, rotate):
+    """What was kept is cut and joined anew; written to in place."""
+    cache = cache or {}
+    old_k, old_v = cache.get(layer, (k[:0], v[:0]))
+    positions = start + np.arange(len(q))
+    cache[layer] = np.concatenate([old_k[:start], rotate(k, positions)]), np.concatenate([old_v[:start], v])
+    return attention(rotate(q, positions), *cache[layer]), cache
+
+
+def cache_unturned(cache, layer, start, q, k, v, rotate):
+    """Keys stored as they came, all turned when they are read: right, and dear."""
+    cache = cache or {}
+    old_k, old_v = cache.get(layer, (k[:0], v[:0]))
+    cache[layer] = np.concatenate([old_k[:start], k]), np.concatenate([old_v[:start], v])
+    keys = rotate(cache[layer][0], np.arange(start + len(q)))
+    return attention(rotate(q, start + np.arange(len(q))), keys, cache[layer][1]), cache
+
+
+def cache_repeated(cache, layer, start, q, k, v, rotate):
+    """A buffer for each query head."""
+    heads = q.shape[1]
+    cache = np.zeros((2, 2, 32, heads, q.shape[2]), q.dtype) if cache is None else cache
+    positions = start + np.arange(len(q))
+    cache[0, layer, positions] = np.repeat(rotate(k, positions), heads // k.shape[1], axis=1)
+    cache[1, layer, positions] = np.repeat(v, heads // k.shape[1], axis=1)
+    return attention(rotate(q, positions), *cache[:, layer, : start + len(q)]), cache
+
+
+DEARER = {  # right, and told what it did too much
+    "kv_cache, keys turned when read": ("kv_cache", cache_unturned, "56 keys were turned, where 14 came"),
+    "kv_cache, heads repeated": ("kv_cache", cache_repeated, "the cache holds 3072 numbers, where 1024 do"),
+}
+
+
+@pytest.mark.parametrize("name", DEARER)
+def test_a_dearer_way_passes_with_its_bill(name):
+    exercise, function, says = DEARER[name]
+    report = check(exercise, function)
+    assert report.passed, report
+    assert says in report.says[0]
+
+
+@pytest.mark.parametrize("name", BOOK)
+def test_the_book_s_own_way_gets_no_bill(name):
+    assert check(name, BOOK[name]).says == ()
+
+
 RIGHT = {
+    "kv_cache, joined anew": ("kv_cache", cache_of_lists),
     "rope, complex": ("rope", rope_as_complex),
     "rope, tables in float32": ("rope", rope_by_tables),
     "rms_norm, power": ("rms_norm", lambda x, w, eps: x * ((x**2).mean(-1, keepdims=True) + eps) ** -0.5 * w),

@@ -6,6 +6,7 @@ from minglm.learn.exercises import (
     attention_backward,
     backward,
     balance,
+    cache,
     fp8,
     norm,
     orthogonal,
@@ -18,6 +19,7 @@ _ALL = (
     norm.EXERCISE,
     rotation.EXERCISE,
     attention.EXERCISE,
+    cache.EXERCISE,
     router.EXERCISE,
     balance.EXERCISE,
     backward.CROSS_ENTROPY,
@@ -31,7 +33,7 @@ _ALL = (
 )
 WEEKS = {  # of the teaching plan, docs/teaching
     1: ("rms_norm",),
-    2: ("rope", "attend"),
+    2: ("rope", "attend", "kv_cache"),
     3: ("router",),
     4: ("bias_update",),
     5: (
