@@ -154,7 +154,10 @@ def test_a_stopped_process_stays_stopped(tmp_path):
 
 
 def test_frames_carry_what_functions_take(tmp_path):
-    sent = (np.arange(6.0).reshape(2, 3), np.float32(2), True, 3, 0.1, "text", None, (np.zeros(0, bool), -0.0))
+    sent = (
+        np.arange(6.0).reshape(2, 3), np.float32(2), True, 3, 0.1, "text", None, (np.zeros(0, bool), -0.0), [1, (2,)],
+        {"k": np.ones(2), (0, 1): [np.zeros(1)]},
+    )  # fmt: skip
     sent[0].flags.writeable = False
     with open(tmp_path / "frame", "wb") as file:
         send(file, sent)
@@ -163,7 +166,51 @@ def test_frames_carry_what_functions_take(tmp_path):
         with pytest.raises(EOFError):
             receive(file)
     assert not found[0].flags.writeable
-    assert repr(found) == repr((sent[0], np.array(2, np.float32), *sent[2:]))
+    assert repr(found) == repr(sent)
+
+
+KEPT_IN_A_DICT = """
+import numpy as np
+
+def kv_cache(cache, layer, start, q, k, v, rotate):
+    cache = {} if cache is None else cache
+    keys, values = cache.setdefault(layer, ([], []))
+    del keys[start:], values[start:]
+    y = np.empty_like(q)
+    for t in range(len(q)):
+        keys.append(rotate(k[t : t + 1], np.array([start + t]))[0])
+        values.append(v[t])
+        turned = rotate(q[t : t + 1], np.array([start + t]))[0]
+        for h in range(q.shape[1]):
+            g = h // (q.shape[1] // k.shape[1])
+            scores = np.array([turned[h] @ key[g] for key in keys]) / q.shape[2] ** 0.5
+            p = np.exp(scores - scores.max())
+            y[t, h] = p @ np.array([value[g] for value in values]) / p.sum()
+    return y.reshape(len(q), -1), cache
+"""
+AT_ONCE = """
+import numpy as np
+
+def moe(x, indices, weights, experts, shared):
+    answers = np.stack([expert(x) for expert in experts])
+    picked = np.eye(len(experts), dtype=x.dtype)[indices]
+    return np.einsum("nk,nke,end->nd", weights, picked, answers) + shared(x)
+"""
+
+
+def test_a_cache_is_kept_and_functions_are_called_across_processes(tmp_path):
+    task = EXERCISES["kv_cache"]
+    found = grade_file(submission(tmp_path, KEPT_IN_A_DICT, "kv_cache"), task)
+    assert found.passed, found
+    wrong = KEPT_IN_A_DICT.replace("rotate(k[t : t + 1], np.array([start + t]))", "rotate(k[t : t + 1], np.array([t]))")
+    assert grade_file(submission(tmp_path, wrong, "kv_cache"), task).mistakes == ("query_only",)
+    found = grade_file(submission(tmp_path, AT_ONCE, "moe"), EXERCISES["moe"])
+    assert found.passed, found
+    assert "were given 54 rows for 18 picks" in found.says[0]
+    wrong = AT_ONCE.replace("expert(x) for", "expert(x[0]) for")
+    found = grade_file(submission(tmp_path, wrong, "moe"), EXERCISES["moe"])
+    assert 'ValueError at line 5: "answers =' in found.says[0]
+    assert "an expert takes rows [n, 4], not [4]" in found.says[0]
 
 
 # -- a class -----------------------------------------------------------------------------------------------------

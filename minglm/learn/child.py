@@ -4,7 +4,8 @@ It holds no answer: inputs come in, outputs go out, and the parent compares. Wha
 surroundings is bounded: memory, files, other processes, the network, and `import minglm`. That stops accidents and the
 usual tricks; it is no wall against an attacker (docs/teaching/grading.md).
 
-Both sides speak in frames: eight bytes of length, then an npz: the arrays, and the structure around them as JSON.
+Both sides speak in frames: eight bytes of length, then an npz: the arrays, and the structure around them as JSON. A
+function among the inputs (an expert, a rotation) stays with the parent: the child asks for it by its number and waits.
 """
 
 import io
@@ -25,43 +26,60 @@ SECONDS = 120  # of processor time in all
 # -- frames ------------------------------------------------------------------------------------------------------
 
 
-def send(stream: BinaryIO, value: Any) -> None:
-    """Write one frame: numbers, texts, None, arrays, tuples and lists of those. Raises ValueError for other things."""
+Ask = Callable[[int, tuple[Any, ...]], Any]  # number of a function of the parent's, what it is given -> its answer
+
+
+def send(stream: BinaryIO, value: Any, functions: list[Any] | None = None) -> None:
+    """Write one frame: numbers, texts, None, arrays, and tuples, lists and dicts of those. Functions are put into
+    `functions`, if there is such a list, and go as their number. Raises ValueError for other things."""
     arrays: list[Any] = []
-    structure = json.dumps(_packed(value, arrays))
+    structure = json.dumps(_packed(value, arrays, functions))
     held = io.BytesIO()
     np.savez(held, structure=np.array(structure), **{f"a{i}": array for i, array in enumerate(arrays)})
     stream.write(len(held.getbuffer()).to_bytes(8, "big") + held.getbuffer())
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> Any:
-    """Read one frame; arrays come as they were, read-only or not. Raises EOFError at the end of the stream."""
+def receive(stream: BinaryIO, ask: Ask | None = None) -> Any:
+    """Read one frame; arrays come as they were, read-only or not; functions call `ask`. Raises EOFError at the end of
+    the stream."""
     length = stream.read(8)
     if len(length) < 8:
         raise EOFError
     with np.load(io.BytesIO(stream.read(int.from_bytes(length, "big"))), allow_pickle=False) as file:
-        return _unpacked(json.loads(str(file["structure"])), file)
+        return _unpacked(json.loads(str(file["structure"])), file, ask)
 
 
-def _packed(value: Any, arrays: list[Any]) -> Any:
+def _packed(value: Any, arrays: list[Any], functions: list[Any] | None) -> Any:
     if isinstance(value, tuple | list):
-        return {"tuple": [_packed(each, arrays) for each in value]}
+        return {type(value).__name__: [_packed(each, arrays, functions) for each in value]}
+    if isinstance(value, dict):
+        return {"dict": [_packed(pair, arrays, functions) for pair in value.items()]}
     if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub":
         arrays.append(np.asarray(value))
-        return {"array": len(arrays) - 1, "writeable": bool(np.asarray(value).flags.writeable)}
+        kind = "array" if isinstance(value, np.ndarray) else "number"
+        return {kind: len(arrays) - 1, "writeable": bool(np.asarray(value).flags.writeable)}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
+    if callable(value) and functions is not None:
+        functions.append(value)
+        return {"function": len(functions) - 1}
     raise ValueError(f"the function returned {type(value).__name__}, wanted arrays or numbers")
 
 
-def _unpacked(packed: Any, file: Any) -> Any:
-    if "tuple" in packed:
-        return tuple(_unpacked(each, file) for each in packed["tuple"])
+def _unpacked(packed: Any, file: Any, ask: Ask | None) -> Any:
+    for kind in (tuple, list, dict):
+        if kind.__name__ in packed:
+            return kind(_unpacked(each, file, ask) for each in packed[kind.__name__])
+    if "number" in packed:
+        return file[f"a{packed['number']}"][()]
     if "array" in packed:
         array = file[f"a{packed['array']}"]
         array.flags.writeable = packed["writeable"]
         return array
+    if "function" in packed and ask is not None:
+        number, known = packed["function"], ask
+        return lambda *given: known(number, given)
     return packed["value"]
 
 
@@ -187,9 +205,17 @@ def serve(file: Path, name: str, hidden: Path) -> NoReturn:
     except BaseException as error:  # a submission may raise anything, SystemExit too
         function = None
         send(answers, ("error", _sentence(error, file)))
+
+    def ask(number: int, given: tuple[Any, ...]) -> Any:
+        send(answers, ("call", number, given))
+        kind, answer = receive(questions)
+        if kind == "error":
+            raise ValueError(answer)
+        return answer
+
     while function is not None:
         try:
-            inputs = receive(questions)
+            inputs = receive(questions, ask)
         except EOFError:
             break
         try:

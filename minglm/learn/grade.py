@@ -58,20 +58,27 @@ class Submission:
     def __call__(self, *inputs: Any) -> Any:
         if self.over:
             raise Stopped(self.over)
+        functions: list[Callable[..., Any]] = []
+        self._tell(inputs, functions)
+        return self._answer(self.seconds, functions)
+
+    def _tell(self, value: Any, functions: list[Callable[..., Any]] | None = None) -> None:
         try:
             assert self.process.stdin is not None
-            child.send(self.process.stdin, inputs)  # type: ignore[arg-type]
+            child.send(self.process.stdin, value, functions)  # type: ignore[arg-type]
         except OSError:
             pass  # the answer will say why nobody listens
-        return self._answer(self.seconds)
 
-    def _answer(self, seconds: float) -> Any:
+    def _answer(self, seconds: float, functions: Sequence[Callable[..., Any]] = ()) -> Any:
         late = threading.Timer(seconds, self.process.kill)
         late.start()
         begun = time.monotonic()
         try:
             assert self.process.stdout is not None
             kind, *rest = child.receive(self.process.stdout)  # type: ignore[arg-type]
+            while kind == "call":
+                self._tell(_called(functions[rest[0]], rest[1]))
+                kind, *rest = child.receive(self.process.stdout)  # type: ignore[arg-type]
         except Exception:  # no frame, half of one, or something that is none
             self.process.kill()
             slow = time.monotonic() - begun >= seconds
@@ -89,6 +96,14 @@ class Submission:
         self.process.kill()
         self.process.communicate()
         self.place.cleanup()
+
+
+def _called(function: Callable[..., Any], given: tuple[Any, ...]) -> tuple[str, Any]:
+    """What a function that was handed to the student gave, or why it did not."""
+    try:
+        return "answer", function(*given)
+    except Exception as error:
+        return "error", str(error)
 
 
 _PACKAGE = str(Path(minglm.__file__).resolve().parent)

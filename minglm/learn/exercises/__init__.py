@@ -7,6 +7,7 @@ from minglm.learn.exercises import (
     backward,
     balance,
     cache,
+    dispatch,
     fp8,
     norm,
     orthogonal,
@@ -21,6 +22,7 @@ _ALL = (
     attention.EXERCISE,
     cache.EXERCISE,
     router.EXERCISE,
+    dispatch.EXERCISE,
     balance.EXERCISE,
     backward.CROSS_ENTROPY,
     backward.LINEAR,
@@ -34,7 +36,7 @@ _ALL = (
 WEEKS = {  # of the teaching plan, docs/teaching
     1: ("rms_norm",),
     2: ("rope", "attend", "kv_cache"),
-    3: ("router",),
+    3: ("router", "moe"),
     4: ("bias_update",),
     5: (
         "cross_entropy_bwd", "linear_bwd", "rms_norm_bwd", "attend_bwd", "swiglu_bwd", "router_bwd", "orthogonalise",
