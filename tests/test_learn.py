@@ -8,13 +8,15 @@ import pytest
 
 import minglm.model as book
 from minglm.config import PRESETS
+from minglm.generate.sampling import draw as draw_token
+from minglm.generate.speculative import verify
 from minglm.learn import case, check
 from minglm.learn.check import judge
 from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant, variants, with_designs
-from minglm.model.ops import AttendSaved, Sight, attend, attend_bwd, sigmoid
-from minglm.model.params import Experts, Router
+from minglm.model.ops import IGNORE, AttendSaved, Sight, attend, attend_bwd, sigmoid
+from minglm.model.params import Experts, Router, Weight
 from minglm.model.rope import rotation
 from minglm.model.router import RouterSaved, Routing
 from minglm.train.muon import newton_schulz, step_length
@@ -46,6 +48,24 @@ def kv_cache(cache, layer, start, q, k, v, rotate):
 def moe(x, indices, weights, experts, shared):
     params = Experts(*(np.stack([e.matrices[i].astype(x.dtype) for e in experts]) for i in range(3)))
     return book.routed_experts(x, Routing(indices, weights), params)[0] + shared(x)
+
+
+def mtp_input(stream, ids, embedding, norm, enorm, hnorm, eh_proj, eps):
+    """What the model's own MTP layer hands to its decoder layer, and the targets that its loss counts."""
+    D, seen = stream.shape[1], {}
+    config = PRESETS["micro"].replace(hidden_size=D, vocab_size=len(embedding), rms_norm_eps=eps)
+    params = book.init_params(config, np.random.default_rng(0), stream.dtype)
+    own = params.mtp[0]._replace(enorm=Weight(enorm), hnorm=Weight(hnorm), eh_proj=Weight(eh_proj))
+    params = params._replace(mtp=(own._replace(embed_tokens=Weight(embedding)),))
+    layout = book.make_layout((1, len(ids)), config, stream.dtype)
+
+    def tap(name, array):
+        seen[name.split(".")[-1]] = array
+        return array
+
+    book.mtp_chain(book.rms_norm(stream, norm, eps)[None], ids[None], layout, params, config, 1, tap)
+    targets = np.append(ids[1:], IGNORE)  # as the trunk has them
+    return seen["eh_proj"][0], targets[1:]
 
 
 def router_config(E, K, normalise, scale):
@@ -88,6 +108,8 @@ BOOK = {
     "attend": attention,
     "kv_cache": kv_cache,
     "moe": moe,
+    "mtp_input": mtp_input,
+    "verify": verify,
     "attend_bwd": attention_bwd,
     "router_bwd": router_bwd,
     "orthogonalise": lambda x: newton_schulz(x) * step_length(x.shape),
@@ -138,6 +160,40 @@ def test_mistakes_are_named():
     print(f"{named} of {len(ALL)} mistakes named; described: {others}")
     assert named >= 0.95 * len(ALL), others
     assert not [other for other in others if EXERCISES[other[0]].name == other[1]]
+
+
+P, Q = np.array([0.5, 0.3, 0.15, 0.05]), np.array([0.2, 0.3, 0.1, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("flags", "distance", "kept"),
+    [
+        ({}, 0, 0.65),
+        ({"accept": "drawn"}, 0, 0.225),
+        ({"rest": "p"}, 0.125, 0.65),
+        ({"rest": "without the draft"}, 0.116, 0.65),
+        ({"rest": "|p - q|"}, 0.175, 0.65),
+        ({"rest": "q - p"}, 0.35, 0.65),
+        ({"rest": "q"}, 0.245, 0.65),
+        ({"accept": "q / p"}, 0.35, 0.85),
+        ({"accept": "p ≥ q"}, 0.05, 0.6),
+    ],
+)
+def test_what_a_mistake_in_accepting_does_to_the_text(flags, distance, kept):
+    """Over a grid of uniform numbers: the first token's distribution (total variation to p; 0: the text is the
+    model's own), and the share of drafts that are kept. By hand: Σ min(p, q) = 0.65, Σ p·q = 0.225."""
+    grid = (np.arange(100) + 0.5) / 100
+    found, hits = np.zeros(4), 0.0
+    for token, chance in enumerate(Q):
+        for u in grid:
+            for v in grid:
+                new = EXERCISES["verify"].reference(
+                    np.array([token]), Q[None], np.array([P, P]), np.array([u]), v, **flags
+                )
+                found[new[0]] += chance / grid.size**2
+                hits += chance / grid.size**2 * (len(new) == 2)
+    assert abs(found - P).sum() / 2 == pytest.approx(distance, abs=0.01)
+    assert hits == pytest.approx(kept, abs=0.01)
 
 
 def test_two_mistakes_at_once_are_named():
@@ -213,7 +269,18 @@ def moe_by_token(x, indices, weights, experts, shared):
     return np.concatenate(rows) + shared(x)
 
 
+def verify_by_sampling(drafts, q, p, u, v):
+    """Draws every token from p; a draft is a hit if it is the same."""
+    kept = []
+    for i, draft in enumerate(drafts):
+        kept.append(draw_token(p[i], u[i]))
+        if kept[-1] != draft:
+            return kept
+    return [*kept, draw_token(p[-1], v)]
+
+
 DEARER = {  # right, and told what it did too much
+    "verify, sampler match": ("verify", verify_by_sampling, "The text has the same distribution, but .* Σ p·q, where"),
     "moe, every expert for every token": ("moe", moe_at_once, "were given 54 rows for 18 picks. Every .* = 3 times"),
     "moe, token by token": ("moe", moe_by_token, "18 calls, where 5 do"),
     "kv_cache, keys turned when read": ("kv_cache", cache_unturned, "56 keys were turned, where 14 came"),
@@ -234,7 +301,35 @@ def test_the_book_s_own_way_gets_no_bill(name):
     assert check(name, BOOK[name]).says == ()
 
 
+def mtp_in_two_products(stream, ids, embedding, norm, enorm, hnorm, eh_proj, eps):
+    """A product for each half of eh_proj; embeddings through one-hot rows."""
+    D = len(norm)
+    one_hot = np.eye(len(embedding), dtype=stream.dtype)[ids[1:]]
+    words = book.rms_norm(one_hot @ embedding, enorm, eps)
+    states = book.rms_norm(book.rms_norm(stream, norm, eps), hnorm, eps)[:-1]
+    targets = np.full(len(ids) - 1, IGNORE)
+    targets[:-1] = ids[2:]
+    return words @ eh_proj[:, :D].T + states @ eh_proj[:, D:].T, targets
+
+
+def verify_with_min(drafts, q, p, u, v):
+    """Acceptance as a minimum, the rest normalised, choices by comparing."""
+
+    def choice(probs):
+        return int((np.cumsum(probs) <= v).sum())
+
+    n = len(drafts)
+    refused = [i for i in range(n) if u[i] >= min(1, p[i][drafts[i]] / q[i][drafts[i]])]
+    if not refused:
+        return np.append(drafts, choice(p[n]))
+    i = refused[0]
+    rest = p[i] - np.minimum(p[i], q[i])
+    return (*drafts[:i], choice(rest / rest.sum()))
+
+
 RIGHT = {
+    "mtp_input, two products": ("mtp_input", mtp_in_two_products),
+    "verify, with min": ("verify", verify_with_min),
     "moe, expert by expert": ("moe", moe_by_expert),
     "kv_cache, joined anew": ("kv_cache", cache_of_lists),
     "rope, complex": ("rope", rope_as_complex),
@@ -325,11 +420,11 @@ VARIED = [(task, designs) for task in EXERCISES.values() for designs in variants
 @pytest.mark.parametrize(("task", "designs"), VARIED, ids=["-".join([t.name, *(d.id for d in ds)]) for t, ds in VARIED])
 def test_a_variant_asks_for_something_else_and_its_answer_passes(task, designs):
     asked = with_designs(task, designs)
-    for draw in (0, 5):
+    for number in (0, 5):
         flags = {name: value for design in designs for name, value in design.flags.items()}
-        right = judge(asked, lambda *inputs, f=flags: task.reference(*inputs, **f), draw)
+        right = judge(asked, lambda *inputs, f=flags: task.reference(*inputs, **f), number)
         assert all(point.passed for point in right.points[:-1]), right
-        wrong = judge(asked, task.reference, draw)
+        wrong = judge(asked, task.reference, number)
         assert not wrong.passed
         assert wrong.mistakes == ("as_glm45",), wrong
     assert all(design.asks in asked.brief for design in designs)

@@ -53,4 +53,5 @@ def with_designs(task: Exercise, designs: Sequence[Design]) -> Exercise:
         reference=reference,
         mistakes=(*as_book, *others),
         designs=(),
+        detours=(),  # what was right, too, need not be so now
     )

@@ -9,11 +9,13 @@ from minglm.learn.exercises import (
     cache,
     dispatch,
     fp8,
+    mtp,
     norm,
     orthogonal,
     rotation,
     router,
     router_backward,
+    speculation,
 )
 
 _ALL = (
@@ -31,6 +33,8 @@ _ALL = (
     backward.SWIGLU,
     router_backward.EXERCISE,
     orthogonal.EXERCISE,
+    mtp.EXERCISE,
+    speculation.EXERCISE,
     fp8.EXERCISE,
 )
 WEEKS = {  # of the teaching plan, docs/teaching
@@ -41,6 +45,6 @@ WEEKS = {  # of the teaching plan, docs/teaching
     5: (
         "cross_entropy_bwd", "linear_bwd", "rms_norm_bwd", "attend_bwd", "swiglu_bwd", "router_bwd", "orthogonalise",
     ),
-    6: ("fp8_encode",),
+    6: ("mtp_input", "verify", "fp8_encode"),
 }  # fmt: skip
 EXERCISES: dict[str, Exercise] = {each.name: each for each in _ALL}
