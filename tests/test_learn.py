@@ -1,5 +1,6 @@
 """Checks of exercises: right answers pass in any form, each known mistake is named, others are described truly."""
 
+import math
 import re
 
 import ml_dtypes
@@ -15,6 +16,7 @@ from minglm.learn.check import judge
 from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant, variants, with_designs
+from minglm.look import routing
 from minglm.model.ops import IGNORE, AttendSaved, Sight, attend, attend_bwd, sigmoid
 from minglm.model.params import Experts, Router, Weight
 from minglm.model.rope import rotation
@@ -25,8 +27,8 @@ ALL = [(task, mistake) for task in EXERCISES.values() for mistake in task.mistak
 
 
 def router(h, gate, bias, K, normalise, scale):
-    routing, _ = book.router(h, Router(gate, bias), router_config(len(gate), K, normalise, scale))
-    return routing.indices, routing.weights
+    made, _ = book.router(h, Router(gate, bias), router_config(len(gate), K, normalise, scale))
+    return made.indices, made.weights
 
 
 def rope(x, positions, theta, r):
@@ -66,6 +68,13 @@ def mtp_input(stream, ids, embedding, norm, enorm, hnorm, eh_proj, eps):
     book.mtp_chain(book.rms_norm(stream, norm, eps)[None], ids[None], layout, params, config, 1, tap)
     targets = np.append(ids[1:], IGNORE)  # as the trunk has them
     return seen["eh_proj"][0], targets[1:]
+
+
+def load(indices, weights, valid, E):
+    counts = routing.load(indices[:, None], E, valid)[0]
+    return (
+        counts, routing.max_violation(counts), routing.coefficient_of_variation(counts), routing.load_entropy(counts),
+    )  # fmt: skip
 
 
 def router_config(E, K, normalise, scale):
@@ -108,6 +117,7 @@ BOOK = {
     "attend": attention,
     "kv_cache": kv_cache,
     "moe": moe,
+    "load": load,
     "mtp_input": mtp_input,
     "verify": verify,
     "attend_bwd": attention_bwd,
@@ -327,7 +337,16 @@ def verify_with_min(drafts, q, p, u, v):
     return (*drafts[:i], choice(rest / rest.sum()))
 
 
+def load_by_comparing(indices, weights, valid, E):
+    """One-hot counts; the measures from shares; Python's own numbers."""
+    counts = ((indices[:, :, None] == np.arange(E)) & valid[:, None, None]).sum(axis=(0, 1))
+    p = counts / counts.sum()
+    entropy = -sum(float(share) * math.log(share) for share in p if share > 0)
+    return counts, float(p.max() * E - 1), float(np.sqrt(((p * E - 1) ** 2).mean())), entropy
+
+
 RIGHT = {
+    "load, by comparing": ("load", load_by_comparing),
     "mtp_input, two products": ("mtp_input", mtp_in_two_products),
     "verify, with min": ("verify", verify_with_min),
     "moe, expert by expert": ("moe", moe_by_expert),
