@@ -17,7 +17,7 @@ from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant, variants, with_designs
 from minglm.look import routing
-from minglm.model.ops import IGNORE, AttendSaved, Sight, attend, attend_bwd, sigmoid
+from minglm.model.ops import IGNORE, AttendSaved, Sight, attend, attend_bwd, sigmoid, softmax
 from minglm.model.params import Experts, Router, Weight
 from minglm.model.rope import rotation
 from minglm.model.router import RouterSaved, Routing
@@ -26,8 +26,9 @@ from minglm.train.muon import newton_schulz, step_length
 ALL = [(task, mistake) for task in EXERCISES.values() for mistake in task.mistakes]
 
 
-def router(h, gate, bias, K, normalise, scale):
-    made, _ = book.router(h, Router(gate, bias), router_config(len(gate), K, normalise, scale))
+def router(h, gate, bias, K, normalise, scale, n_group, topk_group):
+    config = router_config(len(gate), K, normalise, scale, n_group, topk_group)
+    made, _ = book.router(h, Router(gate, bias), config)
     return made.indices, made.weights
 
 
@@ -77,10 +78,10 @@ def load(indices, weights, valid, E):
     )  # fmt: skip
 
 
-def router_config(E, K, normalise, scale):
+def router_config(E, K, normalise, scale, n_group=1, topk_group=1):
     return PRESETS["micro"].replace(
         n_routed_experts=E, num_experts_per_tok=K, norm_topk_prob=normalise, routed_scaling_factor=scale,
-        n_group=1, topk_group=1,
+        n_group=n_group, topk_group=topk_group,
     )  # fmt: skip
 
 
@@ -345,7 +346,21 @@ def load_by_comparing(indices, weights, valid, E):
     return counts, float(p.max() * E - 1), float(np.sqrt(((p * E - 1) ** 2).mean())), entropy
 
 
+def router_by_partition(h, gate, bias, K, normalise, scale, n_group, topk_group):
+    """No sort: argpartition for groups and experts; a softmax of log-scores is a division by their sum."""
+    scores = 1 / (1 + np.exp(-h @ gate.T))
+    groups = (scores + bias).reshape(len(h), n_group, -1)
+    worth = np.partition(groups, -2, axis=-1)[:, :, -2:].sum(axis=-1)
+    shut = np.argpartition(worth, n_group - topk_group - 1, axis=-1)[:, : n_group - topk_group]
+    for n in range(len(h)):
+        groups[n, shut[n]] = -np.inf
+    indices = np.argpartition(groups.reshape(scores.shape), -K, axis=-1)[:, -K:]
+    picked = np.take_along_axis(scores, indices, axis=-1)
+    return indices, scale * (softmax(np.log(picked)) if normalise else picked)
+
+
 RIGHT = {
+    "router, by partition": ("router", router_by_partition),
     "load, by comparing": ("load", load_by_comparing),
     "mtp_input, two products": ("mtp_input", mtp_in_two_products),
     "verify, with min": ("verify", verify_with_min),

@@ -17,29 +17,49 @@ def reference(
     K: int,
     normalise: bool,
     scale: float,
+    n_group: int,
+    topk_group: int,
     *,
     score: str = "sigmoid",  # or "softmax", "bias in logit"
     select: str = "biased",  # or "scores", "minus bias", "lowest"
-    weigh: str = "scores",  # or "biased", "softmax of the picked"
+    weigh: str = "scores",  # or "biased", "softmax of the picked", "sorted scores"
     norm: str = "picked",  # divide by the sum of the picked, or "all", "K", "never"
     scaled: bool = True,
+    group: str = "two best",  # that judge it, or "best"; "none": all are open
+    closed: float = -np.inf,  # biased score of experts in groups that are closed, or 0
 ) -> tuple[Array, Array]:  # int [N, K], [N, K]
-    """All flags at their defaults: `minglm.model.router` with one group."""
+    """All flags at their defaults: `minglm.model.router`."""
     logits = h @ gate.T
     if score == "softmax":
         scores = softmax(logits)
     else:
         scores = sigmoid(logits + bias if score == "bias in logit" else logits)
     biased = scores - bias if select == "minus bias" else scores + bias
-    by = scores if select == "scores" or score == "bias in logit" else -biased if select == "lowest" else biased
-    indices = np.argsort(-by, axis=-1, kind="stable")[:, :K]
+    by = scores if select == "scores" or score == "bias in logit" else biased
+    by = by if group == "none" else _in_best_groups(by, n_group, topk_group, 1 if group == "best" else 2, closed)
+    indices = np.argsort(by if select == "lowest" else -by, axis=-1, kind="stable")[:, :K]
     picked = np.take_along_axis(biased if weigh == "biased" else scores, indices, axis=-1)
     if weigh == "softmax of the picked":
         picked = softmax(picked)
+    if weigh == "sorted scores":
+        picked = -np.sort(-picked, axis=-1)
     total: Any = 1
     if normalise and norm != "never":
         total = {"picked": picked.sum(-1, keepdims=True), "all": scores.sum(-1, keepdims=True), "K": K}[norm]
     return indices, picked / total * (scale if scaled else 1)
+
+
+def _in_best_groups(by: Array, n_group: int, topk_group: int, judges: int, closed: float) -> Array:  # [N, E] -> [N, E]
+    groups = by.reshape(len(by), n_group, -1)
+    worth = -np.sort(-groups, axis=-1)[:, :, :judges].sum(axis=-1)  # [N, groups]
+    last = -np.sort(-worth, axis=-1)[:, topk_group - 1, None]
+    return np.where((worth >= last)[:, :, None], groups, closed).reshape(by.shape)
+
+
+def _clear(scores: Array, k: int) -> Array:  # [N, ..] -> bool [N]
+    """Whether the k best of each row are so by more than rounding."""
+    ranked = -np.sort(-scores, axis=-1)
+    return np.ones(len(scores), bool) if k == scores.shape[1] else ranked[:, k - 1] - ranked[:, k] > 1e-4
 
 
 def dense(inputs: Inputs, returned: Any) -> Outputs:
@@ -58,26 +78,34 @@ def dense(inputs: Inputs, returned: Any) -> Outputs:
 
 
 def cases(draw: int = 0) -> Sequence[Case]:
-    """Three of eight experts, biases that change many choices, a scale that is not 1, no near ties."""
+    """Three of eight experts, biases that change many choices, a scale that is not 1, no near ties; with groups all
+    biased scores are below 0, and one group of three is closed."""
     rng = default_rng([2, draw])
-    made = []
-    for normalise in (True, True, True, False, False, False):
-        point = "normalised" if normalise else "not normalised"
-        h, gate = rng.standard_normal((40, 6)), rng.standard_normal((8, 6)) * 0.7
-        bias = 0.25 * rng.choice([-1, 1], 8) * rng.uniform(0.6, 1.4, 8)
-        ranked = -np.sort(-(sigmoid(h @ gate.T) + bias), axis=-1)
-        h = h[ranked[:, 2] - ranked[:, 3] > 1e-4]
-        made.append(Case(point, (h, gate, bias, 3, normalise, 2.5)))
-    made.append(Case("one token, all experts", (rng.standard_normal((1, 6)), gate, bias, 8, True, 2.5)))
-    return made
+
+    def inputs(N: int, E: int, K: int, normalise: bool, n_group: int = 1, topk_group: int = 1) -> Inputs:
+        h, gate = rng.standard_normal((N, 6)), rng.standard_normal((E, 6)) * 0.7
+        bias = 0.25 * rng.choice([-1, 1], E) * rng.uniform(0.6, 1.4, E) - (1.5 if n_group > 1 else 0)
+        biased = sigmoid(h @ gate.T) + bias
+        worth = np.sort(biased.reshape(N, n_group, -1), axis=-1)[:, :, -2:].sum(axis=-1)
+        open_ones = _in_best_groups(biased, n_group, topk_group, 2, -np.inf)
+        h = h[_clear(worth, topk_group) & _clear(open_ones, K)]
+        return h, gate, bias, K, normalise, 2.5, n_group, topk_group
+
+    return [
+        *(Case("normalised", inputs(40, 8, 3, True)) for _ in range(3)),
+        *(Case("not normalised", inputs(40, 8, 3, False)) for _ in range(3)),
+        *(Case("groups", inputs(40, 9, 4, normalise, 3, 2)) for normalise in (True, True, False)),
+        Case("one token, all experts", inputs(1, 8, 8, True)),
+    ]
 
 
 EXERCISE = Exercise(
     name="router",
     minutes=20,
-    brief="router(h [N, D], gate [E, D], bias [E], K, normalise, scale) -> indices [N, K], weights [N, K]. Sigmoid of "
-    "h · gate; the K best of score + bias; their scores without the bias, divided by their sum if `normalise`, times "
-    "scale. Notebook 05; arXiv 2412.19437.",
+    brief="router(h [N, D], gate [E, D], bias [E], K, normalise, scale, n_group, topk_group) -> indices [N, K], "
+    "weights [N, K]. Sigmoid of h · gate; the K best of score + bias; their scores without the bias, divided by their "
+    "sum if `normalise`, times scale. The experts stand in n_group groups of equal size (GLM-4.5: one): only those in "
+    "the topk_group groups whose two best add up to most are open. Notebook 05; arXiv 2412.19437.",
     reference=reference,
     cases=cases,
     mistakes=(
@@ -92,6 +120,10 @@ EXERCISE = Exercise(
         Mistake("norm_over_K", {"norm": "K"}, "the weights are divided by K instead of by their sum"),
         Mistake("no_scale", {"scaled": False}, "the scale is missing, or divided away again"),
         Mistake("lowest", {"select": "lowest"}, "the lowest are picked"),
+        Mistake("unpaired", {"weigh": "sorted scores"}, "the weights are sorted, and the indices are not"),
+        Mistake("no_groups", {"group": "none"}, "all groups are open"),
+        Mistake("group_max", {"group": "best"}, "a group is judged by its best expert, not by its two best"),
+        Mistake("group_fill_zero", {"closed": 0.0}, "experts of closed groups get 0, and the others are below"),
     ),
     designs=(
         Design("softmax", {"score": "softmax"}, "The scores are a softmax over all experts, as in OLMoE and Qwen."),
