@@ -60,7 +60,7 @@ def test_a_notebook_is_one_and_knows_its_points():
     made = handout.notebook("Week 3", [EXERCISES["router"]], "spec-7")
     nbformat.validate(nbformat.reads(json.dumps(made), as_version=4))
     graded = [cell for cell in made["cells"] if "nbgrader" in cell["metadata"]]
-    assert [cell["metadata"]["nbgrader"]["points"] for cell in graded] == [4]
+    assert [cell["metadata"]["nbgrader"]["points"] for cell in graded] == [5]
     assert "term='spec-7'" in "".join(graded[0]["source"])
 
 
