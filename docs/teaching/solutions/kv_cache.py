@@ -7,7 +7,7 @@ def kv_cache(cache, layer, start, q, k, v, rotate):
     cache = {} if cache is None else cache
     positions = start + np.arange(len(q))
     q, k = rotate(q, positions), rotate(k, positions)  # a key is turned once in its life
-    if start:
+    if layer in cache:
         old_k, old_v = cache[layer]
         k, v = np.concatenate([old_k[:start], k]), np.concatenate([old_v[:start], v])  # what was refused is cut off
     cache[layer] = k, v

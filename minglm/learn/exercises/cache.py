@@ -25,7 +25,7 @@ def reference(
     turn: str = "once",  # or "from 0", "keys from 0", "again", "again and stored", "queries only"
     keys: str = "to the last token",  # or "new ones", "all slots"
     place: str = "start",  # of the new keys, or "after all that came", "one counter for all layers"
-    mask: str = "past",  # or "none", "none after the first call", "top left"
+    mask: str = "past",  # of a query's own slot, or of its "position"; "none", "none after the first call", "top left"
     sees: int = SLOTS,  # so many tokens, itself among them
 ) -> tuple[Array, Any]:  # -> y [T, H·d], the cache
     """All flags at their defaults: `minglm.model.KVCache` with `rope` and `attend`. The cache is (keys, values
@@ -52,7 +52,8 @@ def reference(
     slots = np.arange(end)
     if keys == "new ones":
         seen_k, seen_v, slots = seen_k[where], seen_v[where], where
-    ahead = slots[None] - (new if mask == "top left" else where)[:, None]  # [T, S]
+    own = {"top left": new, "position": start + new}.get(mask, where)
+    ahead = slots[None] - own[:, None]  # [T, S]
     hidden = (ahead > 0) & (slots <= where[-1])[None] if keys == "all slots" else ahead > 0
     if mask == "none" or (mask == "none after the first call" and start):
         hidden = ahead > SLOTS
@@ -193,6 +194,11 @@ EXERCISE = Exercise(
         Mistake(
             "stale_after_truncate",
             {"place": "after all that came"},
+            "tokens that were refused are still in the cache, before the new ones",
+        ),
+        Mistake(
+            "stale_after_truncate",
+            {"place": "after all that came", "mask": "position"},
             "tokens that were refused are still in the cache, before the new ones",
         ),
         Mistake(

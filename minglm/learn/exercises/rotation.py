@@ -21,7 +21,7 @@ def reference(
     direction: int = 1,
     table: str = "halves",  # cos and sin of all r entries, or "repeated": as if neighbours were partners
     minus: bool = True,  # in the first of the two lines of a rotation
-    time: str = "positions",  # or "heads", "from 1", "from 0"
+    time: str = "positions",  # or "heads", "along heads", "from 1", "from 0"
     rest: str = "kept",  # or "zero", "dropped"
 ) -> Array:  # -> [T, H, d]
     """All flags at their defaults: `minglm.model.ops.rope` with the angles of `minglm.model.rope`."""
@@ -32,7 +32,7 @@ def reference(
     powers = pairs * {"2i / r": 2 / r, "2i / d": 2 / d, "i / r": 1 / r}[power]
     numbers = {"heads": np.arange(H), "from 1": 1 + np.arange(T), "from 0": np.arange(T)}.get(time, positions)
     angles = direction * numbers[:, None] * theta**-powers  # [T, r/2]
-    angles = angles[None] if time == "heads" else angles[:, None]
+    angles = angles[None] if "heads" in time else angles[:, None]
     angle_of = np.repeat(pairs, 2) if table == "repeated" else np.tile(pairs, 2)  # of each of the r entries
     a, b = angles[..., angle_of[: r // 2]], angles[..., angle_of[r // 2 :]]
     first = 2 * pairs if partner == "neighbour" else pairs
@@ -89,6 +89,7 @@ EXERCISE = Exercise(
         Mistake("mixed", {"table": "repeated"}, "the table of angles is that of neighbours, the pairs are half-split"),
         Mistake("noneg", {"minus": False}, "the minus of a rotation is missing"),
         Mistake("head_axis", {"time": "heads"}, "the angle follows the head, not the token"),
+        Mistake("head_axis", {"time": "along heads"}, "the positions run along the heads, not the tokens"),
         Mistake("start1", {"time": "from 1"}, "positions are counted from 1, whatever was given"),
         Mistake("restart0", {"time": "from 0"}, "positions are counted from 0, whatever was given"),
         Mistake("zero_rest", {"rest": "zero"}, "the other d − r entries are zero; they pass through"),
