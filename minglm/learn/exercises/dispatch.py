@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import default_rng
 
+from minglm.config import PRESETS
 from minglm.learn.exercise import Case, Design, Exercise, Inputs, Mistake, one
 from minglm.model.ops import Array, expert_mlp
 
@@ -90,9 +91,10 @@ def bill(function: Callable[..., Any], inputs: Inputs) -> str | None:
     rows = [count for expert in counting for count in expert.rows]
     given, calls, picked = sum(rows), sum(map(bool, rows)), len(np.unique(indices))
     if given > indices.size:
+        E, K = (getattr(PRESETS["GLM-4.5"], field) for field in ("n_routed_experts", "num_experts_per_tok"))
         return (
             f"Right, with a bill: the experts were given {given} rows for {indices.size} picks. Every expert for every "
-            f"token is E/K = {len(experts) / indices.shape[1]:g} times the work; in GLM-4.5, 160/8 = 20 times."
+            f"token is E/K = {len(experts) / indices.shape[1]:g} times the work; in GLM-4.5, {E}/{K} = {E / K:g} times."
         )
     if calls > picked:
         return (
