@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, more = parser.parse_known_args(arguments)
     if given.run is _diff and len(more) == 1 and not more[0].startswith("-"):
         given.prompt = more.pop()  # argparse takes no optional argument behind options once A and B were before them
+    if given.run in (_trace, _step, _routing):
+        _model_first(given, more)
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if given.run is None:
@@ -49,6 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nminglm {given.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _model_first(given: argparse.Namespace, more: list[str]) -> None:
+    """`minglm step glm-nano "2 + 2 ="` is `minglm step "2 + 2 =" --model glm-nano`, and `minglm step glm-nano` has the
+    default prompt."""
+    if len(more) == 1 and not more[0].startswith("-") and given.model == DEFAULT:
+        given.model, given.prompt = given.prompt, more.pop()
+    elif not more and given.model == DEFAULT and len(given.prompt) < 200 and "\n" not in given.prompt:
+        try:
+            if (find(given.prompt) / "config.json").exists():
+                given.model, given.prompt = given.prompt, DEMO_PROMPT
+        except ValueError:  # a text, and no checkpoint
+            pass
 
 
 def _open_streams() -> None:
@@ -418,10 +433,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_trace(commands)
 
-    step = commands.add_parser("step", help="walk through a forward pass, on and back, and change numbers")
-    step.set_defaults(run=_step)
-    step.add_argument("model", nargs="?", default=DEFAULT, help="folder or name of a checkpoint (default %(default)s)")
-    step.add_argument("prompt", nargs="?", default=DEMO_PROMPT, help="a text")
+    _command(commands, "step", _step, "walk through a forward pass, on and back; change numbers", prompt=DEMO_PROMPT)
 
     _add_diff(commands)
 

@@ -271,6 +271,28 @@ def test_the_command(capsys, monkeypatch):
     assert re.search(r"185 of 185  logits \[B = 1, T = 5, V = \d+\]  \(head\)", out)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "begins"),
+    [
+        (["glm-nano"], "glm-nano, "),
+        (["glm-nano", "2 + 2 ="], "glm-nano, 185 steps"),
+        (["2 + 2 =", "--model", "glm-nano"], "glm-nano, 185 steps"),
+        (["2 + 2 ="], "glm-tiny, "),
+        ([], "glm-tiny, "),
+    ],
+)
+def test_the_model_may_come_first(capsys, monkeypatch, arguments, begins):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("q\n"))
+    assert main(["step", *arguments]) == 0
+    assert capsys.readouterr().out.startswith(begins)
+
+
+def test_too_many_words(capsys):
+    with pytest.raises(SystemExit):
+        main(["step", "glm-nano", "2 +", "2 ="])
+    assert "unrecognized arguments: 2 + 2 =" in capsys.readouterr().err
+
+
 def test_a_pipe_that_closes_early():
     command = f"printf 'l\\nl\\nl\\n' | {sys.executable} -m minglm step glm-nano 'a' | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
