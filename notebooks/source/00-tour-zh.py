@@ -1,4 +1,4 @@
-# %% [markdown] translated_from="00-tour.py" sha256="dd25291582b029629d319aa140d3e576a938dbdda70bbda4f54e0f8f5c45b683"
+# %% [markdown] translated_from="00-tour.py" sha256="19ce42de56b8de1c3d9a42b1266c826e73f96812370a7b67d1424c2e19242c32"
 # # 00 · 导览：十分钟看懂 GLM-4.5
 #
 # *阅读 10 分钟 · 运行 10 秒 · 需要 Python 和矩阵乘法*
@@ -48,7 +48,7 @@ assert np.array_equal(trace["embed_tokens"][0], model.params.embed_tokens.weight
 # %% [markdown]
 # ## 六层，每一层都在做加法
 #
-# 一层有两部分。**注意力**让每个词元从它前面的词元那里读取信息；随后的 **MLP**（第 1 到 5 层换成了**专家**）对每个词元单独处理。两者都不会覆盖原来那一行，而是把结果加上去。所以最后一层之后的每一行，就是词嵌入加上一路上加进来的所有东西：[02-residual-stream](02-residual-stream.ipynb)。
+# 一层有两部分。**注意力**让每个词元从它前面的词元那里读取信息；随后的 **MLP**（几次矩阵乘法，中间夹一个非线性；第 1 到 5 层换成了**专家**）对每个词元单独处理。两者都不会覆盖原来那一行，而是把结果加上去。所以最后一层之后的每一行，就是词嵌入加上一路上加进来的所有东西：[02-residual-stream](02-residual-stream.ipynb)。
 
 # %%
 added = [trace[f"layers.{i}.{part}"] for i in range(6) for part in ("self_attn.o", "mlp.out")]
@@ -75,7 +75,7 @@ plots.plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts
 #
 # ## 下一个词元
 #
-# 最后一行会与词表中 2048 个词元各自对应的一行作点积，结果叫 **logits**；softmax 再把它们变成概率。`return a +` 后面应该是什么？
+# 最后一行会与词表中 2048 个词元各自对应的一行作点积，结果叫 **logits**；softmax（各自取 e 的幂，再除以它们的和）再把它们变成概率。`return a +` 后面应该是什么？
 
 # %%
 from minglm.model import softmax
@@ -86,7 +86,7 @@ for i in np.argsort(-probs)[:3]:
 assert model.tokenizer.token(int(probs.argmax())) == "␣b"
 
 # %% [markdown]
-# 是 `␣b`，而且几乎没有犹豫：模型回头看了函数的参数。把这一切串成一个完整的故事，见 [07-forward-step](07-forward-step.ipynb)。
+# 是 `␣b`，而且几乎没有犹豫：看来模型回头看了函数的参数（见问题 1）。把这一切串成一个完整的故事，见 [07-forward-step](07-forward-step.ipynb)。
 #
 # 想写得更长，就把这个词元接在后面再问一次。所谓**生成**，不过如此；怎样用缓存让它变便宜，见 [04b](04b-generation.ipynb)；[09](09-mtp.ipynb) 则介绍能再往后多猜一个词元的那一层。
 
@@ -144,7 +144,7 @@ assert said[-1]["content"] == str((4821 + 937) * 3)
 #
 # ## 一步训练
 #
-# 这些权重是怎么来的？就是靠这样的步骤，一共 6000 步（见[模型卡](../weights/glm-tiny/README.md)）。**损失**表示模型对一段文字有多意外；**梯度**则告诉每个权重，往哪个方向走会更意外。把所有权重都朝相反方向挪一小步。
+# 这些权重是怎么来的？就是靠这样的步骤，一共 6000 步（见[模型卡](../weights/glm-tiny/README.md)）。**损失**表示模型对一段文字有多意外（实际出现的词元的概率取 −ln，单位是 *nat*）；**梯度**则告诉每个权重，往哪个方向走会更意外。把所有权重都朝相反方向挪一小步。
 
 # %%
 text = "def area(width, height):\n    return width * height\n"

@@ -55,9 +55,10 @@ assert np.array_equal(trace["embed_tokens"][0], model.params.embed_tokens.weight
 # %% [markdown]
 # ## Six layers, each of which adds
 #
-# A layer has two parts. **Attention** lets each token read from the tokens before it. Then an **MLP**, or in layers 1
-# to 5 the **experts**, work on each token alone. Neither replaces the row; both add to it. So the rows after the last
-# layer are the embeddings plus everything that was added: [02-residual-stream](02-residual-stream.ipynb).
+# A layer has two parts. **Attention** lets each token read from the tokens before it. Then an **MLP** (matrix products
+# with a bend between them), or in layers 1 to 5 the **experts**, work on each token alone. Neither replaces the row;
+# both add to it. So the rows after the last layer are the embeddings plus everything that was added:
+# [02-residual-stream](02-residual-stream.ipynb).
 
 # %%
 added = [trace[f"layers.{i}.{part}"] for i in range(6) for part in ("self_attn.o", "mlp.out")]
@@ -92,7 +93,8 @@ plots.plot_picks(routing.indices, routing.weights, trace.tokens, routing.experts
 # ## The next token
 #
 # The last row is compared with a row for each of the 2,048 tokens of the vocabulary. The results are **logits**; a
-# softmax makes probabilities of them. What should come after `return a +`?
+# softmax (e to the power of each, divided by their sum) makes probabilities of them. What should come after `return a
+# +`?
 
 # %%
 from minglm.model import softmax
@@ -103,7 +105,7 @@ for i in np.argsort(-probs)[:3]:
 assert model.tokenizer.token(int(probs.argmax())) == "␣b"
 
 # %% [markdown]
-# `␣b`, with little doubt: it has looked up at the parameters. All of this as one story is
+# `␣b`, with little doubt: it seems to have looked up at the parameters (question 1). All of this as one story is
 # [07-forward-step](07-forward-step.ipynb).
 #
 # To write more, append the token and ask again. That is all that **generating** is; how a cache makes it cheap is in
@@ -169,9 +171,10 @@ assert said[-1]["content"] == str((4821 + 937) * 3)
 #
 # ## One step of training
 #
-# How did the weights come to be? By steps like this one, 6,000 of them
-# ([the model's card](../weights/glm-tiny/README.md)). The **loss** says how surprised the model is by a text, the
-# **gradient** says for each weight which way is more surprise. Move all weights a little the other way.
+# How did the weights come to be? By steps like this one, 6,000 of them ([the model's
+# card](../weights/glm-tiny/README.md)). The **loss** says how surprised the model is by a text (−ln of the probability
+# of what came, in *nats*), the **gradient** says for each weight which way is more surprise. Move all weights a little
+# the other way.
 
 # %%
 text = "def area(width, height):\n    return width * height\n"

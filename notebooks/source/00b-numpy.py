@@ -32,8 +32,9 @@ print(trace.tokens)
 # ## Axes have letters
 #
 # A shape is a list of sizes; what counts is what each axis *means*. The course has one letter for each meaning: B rows
-# of a batch, T tokens that ask, S tokens that are looked at, D hidden size, H heads, d size of a head, E experts, K
-# picked experts. [The glossary](../docs/glossary.md) has all of them.
+# of a batch, T tokens that ask, S tokens that are looked at, N the tokens of all rows in one line, D hidden size, H
+# query heads, G heads of keys and values, d size of a head, E experts, K picked experts. What heads and experts are
+# comes in 04 and 05; here they are axes. [The glossary](../docs/glossary.md) has all of them.
 
 # %%
 for name, letters in [
@@ -347,7 +348,7 @@ np.testing.assert_allclose(shifted / shifted.sum(), minglm.model.softmax(large))
 #
 # 1. Write `np.einsum("bthd,bshd->bhts", q, k_repeated)` with `k_repeated = np.repeat(k, 3, axis=2)`. Equal to the
 #    grouped product? And with `np.tile(k, (1, 1, 3, 1))`? Which query heads then read the wrong key head?
-# 2. Softmax over the wrong axis: apply it to the scores of layer 1 along T instead of S. Which row of the result shows
-#    the mistake at a glance, and why?
+# 2. Softmax over the wrong axis: apply it to the scores of layer 1 along T instead of S. Which two rows of the
+#    result show the mistake at a glance, and why?
 # 3. Add 1 to a float32 zero 20 million times: `np.add.accumulate(np.ones(20_000_000, np.float32))[-1]`. And `.sum()` of
 #    the same array? Find out how `sum` does it (its documentation says *pairwise*).

@@ -38,7 +38,8 @@ for text in ("for i in range(10):", "你好", "naïve 🙂"):
 # ## Merging by hand
 #
 # The rule: count all pairs of neighbours, merge the most frequent into a new piece, and do it again. Here is a small
-# text; predict which pair is merged first.
+# text. Which pairs stand there most often? (Of equals this cell takes the last in the alphabet; the library has a rule
+# of its own.)
 
 
 # %%
@@ -59,7 +60,7 @@ for step in range(6):
 assert len(pieces) < 20
 
 # %% [markdown]
-# After six merges, 31 letters have become fewer than 20 pieces, and some pieces are words. One thing is wrong: a
+# After six merges, 31 characters have become fewer than 20 pieces, and some pieces are words. One thing is wrong: a
 # piece may now reach over the space between two words, and `e` of one word with the space after it is not a unit of
 # anything.
 #
@@ -144,7 +145,7 @@ assert len(samples["code"].encode()) / len(tokenizer.encode(samples["code"])) > 
 #
 # ## Digits
 #
-# In the third line of the table every number is one token per byte. That is on purpose, and it differs from GLM-4.5,
+# In the third line of the table every digit is a token of its own. That is on purpose, and it differs from GLM-4.5,
 # whose pattern groups up to three digits. Look at what grouping would do to a sum, with cuts from the left:
 
 
@@ -159,10 +160,10 @@ for number in ("384", "3847", "38475"):
 assert all(len(tokenizer.encode(str(n))) == len(str(n)) for n in range(0, 100_000, 37))
 
 # %% [markdown]
-# With groups from the left, `384` is three hundred and something in the first number and thirty-eight thousand in the
-# last: the same token, another value. And there are 1,110 groups of one to three digits to be learnt by heart. A large
-# model with much text can; for one of seven million parameters we kept the digits apart. (How much that helps it to
-# add was not measured.)
+# With groups from the left, `384` is three hundred and eighty-four in the first number and stands for thirty-eight
+# thousand in the last: the same token, another value. And there are 1,110 groups of one to three digits to be learnt by
+# heart. A large model with much text can; for one of seven million parameters we kept the digits apart. (How much that
+# helps it to add was not measured.)
 #
 # ## Tokens that no text contains
 #
@@ -222,8 +223,9 @@ for text in ("7", " while", "True", " import"):
 assert {n[0] for n in nearest("7")} <= set("0123456789")
 
 # %% [markdown]
-# The neighbours of a digit are digits, of a keyword keywords, of `True` the other constants. Nobody told the model
-# what a digit is: its rows were pushed in the same directions because they stand in the same places.
+# The neighbours of `7` are digits, of `True` the other constants. `while` is near words that begin a condition,
+# `import` near what begins or parts a line. Nobody told the model what a digit is: its rows were pushed in the same
+# directions because they stand in the same places.
 #
 # Even the order of the digits is in the table. The picture has the cosine between the rows of all ten.
 

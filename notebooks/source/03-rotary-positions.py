@@ -56,8 +56,9 @@ assert nowhere > right + 1
 print(f"{ids.size} tokens: loss {right:.2f}; all at position 0: {nowhere:.2f}")
 
 # %% [markdown]
-# Without positions the text becomes a bag of words. The model still sees which words came earlier, for nobody may
-# look ahead, but not in which order, and most of what it knows about Python is gone.
+# Without positions a layer sees a bag of words: which ones came earlier, for nobody may look ahead, but not in which
+# order. (Through several layers some order leaks back, since each token sees one more than the one before it; this
+# model was not trained to use that.) Most of what it knows about Python is gone.
 #
 # ## A pair of numbers, turned
 #
@@ -202,7 +203,8 @@ picture
 
 # %% [markdown]
 # Layer 3's head (circles) is highest at distance 1: it looks for the token *before*, whatever it is. The lower peaks,
-# one every six tokens or so, come from the fastest pair, which cannot tell 1 from 7; the slower pairs push them down.
+# one every six tokens or so, come from the fastest pair, which cannot tell 1 from 7; the slower pairs push them down,
+# and lift them again where the second pair comes round, after some 35 tokens.
 # The line of layer 4's head (squares) is almost level: averaged over words it has no wish about distance. The dashed
 # and the dotted line are level by construction: entries that are not turned cannot know a distance.
 
@@ -226,7 +228,7 @@ assert curve.argmax() == 1
 q4, k4 = trace["layers.4.self_attn.q_rope"][0, 12, 4], trace["layers.4.self_attn.k_rope"][0, :13, 1]
 moving, resting = k4[:, :r] @ q4[:r] / np.sqrt(32), k4[:, r:] @ q4[r:] / np.sqrt(32)
 np.testing.assert_allclose(moving + resting, trace["layers.4.self_attn.scores"][0, 4, 12, :13], atol=1e-4)
-for s in np.argsort(-(moving + resting))[:4]:
+for s in (*np.argsort(-(moving + resting))[:4], moving.argmax()):
     print(f"{trace.tokens[s]!r:10} turned {moving[s]:5.2f}  rest {resting[s]:5.2f}  sum {moving[s] + resting[s]:5.2f}")
 assert (moving + resting).argmax() == resting.argmax() == 5
 assert moving.argmax() != 5
@@ -234,7 +236,8 @@ assert resting[5] > np.sort(resting)[-2] + 1
 
 # %% [markdown]
 # The best key is token 5, `idth`: what came after `w` the first time. The part that is not turned sets it apart, by
-# more than a point from every other key. The turned part likes it too, but left alone it would have picked another.
+# more than a point from every other key. The turned part likes it too, but left alone it would have picked another: the
+# last line printed.
 #
 # How much does the model as a whole need each part? We empty one of them in all queries, which removes it from all
 # scores, and look at the loss. A **tap** may replace any array on its way; [15](15-patching.ipynb) does more with
@@ -255,7 +258,7 @@ print(f"loss {right:.2f}; without the turned half {turned_gone:.2f}; without the
 assert turned_gone > rest_gone > right
 
 # %% [markdown]
-# `glm-tiny` can do without neither, and far less without the turned half. That is as far as this goes: taking a part
+# `glm-tiny` needs both halves, and the turned one far more. That is as far as this goes: taking a part
 # away from a model that was trained with it says how much *this* model leans on it, not that a model trained without
 # it would be worse.
 #
@@ -315,8 +318,8 @@ print("reordered, then turned as neighbours: the same scores")
 # GLM-4.5 was trained on texts of 4,096 tokens first, with θ = 10,000. When the authors went to 32,768 tokens they
 # raised θ to 1,000,000 and kept it for 131,072 (arXiv 2508.06471, section 2.4). Why raise it?
 #
-# A pair that makes less than one turn over the whole text tells distances apart without confusion: near and far never
-# look the same. Let us count such pairs among GLM-4.5's 32, for both bases and the three lengths.
+# A pair that makes less than one turn over the whole text has another angle for every distance; one that turns often
+# cannot tell near from far. Let us count such pairs among GLM-4.5's 32, for both bases and the three lengths.
 
 # %%
 glm = minglm.PRESETS["GLM-4.5"]
@@ -391,4 +394,4 @@ assert old_base > right + 1
 # 2. Which `partial_rotary_factor` gives the same pairs as 0.5 if d is halved? And what would a factor of 1 cost a
 #    head that looks for a word wherever it stands?
 # 3. GLM-4.5 has 1,000,000 for 131,072 tokens. How large must θ be so that the slowest pair makes no full turn in a
-#    million tokens? Compute it, then look whether eight pairs do.
+#    million tokens, and how large so that eight pairs make none? (The first is less than what it has.)

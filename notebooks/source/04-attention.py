@@ -153,8 +153,8 @@ assert (zeroed[5, 6:].sum() > 0) & (late[5].sum() < 0.99)
 # %% [markdown]
 # The first leak is small here, because the scores that this token may see are large; where they are all far below 0
 # nearly everything would leak. The second mistake leaves a twentieth of a row: the softmax had already given the rest
-# to the future. In training such a leak is a catastrophe of the pleasant sort: the loss falls wonderfully, because the
-# answer is in the input.
+# to the future. In training the first leak is a catastrophe of the pleasant sort: the loss falls wonderfully, because
+# the answer is in the input.
 #
 # ## All heads, and who shares
 #
@@ -165,10 +165,20 @@ assert (zeroed[5, 6:].sum() > 0) & (late[5].sum() < 0.99)
 plots.plot_attention(tap["probs"], trace.tokens, kv_heads=config.num_key_value_heads, layer=4, name="glm-tiny")
 
 # %% [markdown]
-# Down stand the tokens that ask, across those they look at; dark is much. In the lower row heads 3, 4 and 5 have dark
-# cells left of the diagonal where the second `width` and `height` find what followed the first; tokens that find
-# nothing look at `def`, the first column. In the upper row heads 0 to 2 stay near the diagonal, at a few tokens before.
-#
+# Down stand the tokens that ask, across those they look at; dark is much. In the lower row three of the four tokens of
+# the second `width` and `height` (`␣w`, `idth`, `␣he`) find what followed the first; `ight` prefers `␣*`, what followed
+# the last *name*. The first `height` already does as much with the `width` before it: the darkest cells are `␣he`,
+# which looks at `idth`, and `ight`, at the comma. Tokens that find nothing look at `def`, the first column. The upper
+# row looks at the last bracket, comma, line end, `return` or `*`, wherever that is.
+
+# %%
+lower = tap["probs"][3:].mean(axis=0)  # [T, S], heads 3, 4, 5
+assert [lower[t].argmax() for t in (12, 13, 15)] == [5, 6, 8]
+assert lower[16].argmax() == 14
+assert lower[16, 9] < 0.2
+print("token 16 looks at:", {trace.tokens[s]: lower[16, s].round(2) for s in np.argsort(-lower[16])[:3]})
+
+# %% [markdown]
 # Sharing keys does not force heads to look at the same place: their queries differ. Still, heads of one group are
 # more alike than others. The measure: half the sum of |p − p′|, which is 0 for equal shares and 1 for shares without
 # overlap.
@@ -277,6 +287,9 @@ for context in (1_000, 32_768, 131_072):
 #
 # ## Why 8 key/value heads, and not 96; and why not a latent
 #
+# (A section on machines; the next notebooks do without it. GiB: 2³⁰ bytes. GFLOP: a billion multiplications or
+# additions.)
+#
 # **Multi-head attention** (MHA) gives each query head keys and values of its own. **Grouped-query attention** (GQA,
 # arXiv 2305.13245) lets R heads share. A third way is DeepSeek's **latent attention** (MLA, arXiv 2405.04434): one
 # row of 512 numbers is kept per token and layer, from which every head's keys and values could be made, and 64 rotary
@@ -320,10 +333,9 @@ for kind, model_of_kind in (("GQA", FAMILIES["GLM-4.5"]), ("MLA", FAMILIES["GLM-
 # times smaller still, and its arithmetic 4.25 times larger: 2,519 GFLOP per token, beside 66 for all weights of the
 # model together.
 #
-# Why did the authors take GQA? The report compares neither with the other. An answer of theirs to users, known to us
-# second-hand and not found again, gives this reason: MLA computes more while decoding, with its dot products over 512
-# numbers, and on some hardware that is the bottleneck. Whoever said it, it can be computed. Which hardware? A machine
-# can read so many bytes and do so many operations in a second. Attention takes the longer of the two times. The
+# Why did the authors take GQA? The report does not say ([docs/authors.md](../docs/authors.md) has what is known
+# second-hand: MLA computes more while decoding, and on some hardware that is the bottleneck). It can be computed. A
+# machine can read so many bytes and do so many operations in a second. Attention takes the longer of the two times. The
 # picture has both, over the number of operations that a machine can do per byte it reads.
 
 # %%

@@ -113,8 +113,9 @@ assert (softmax(logits / np.float32(2)) > 1 / len(probs)).sum() > 300
 picture
 
 # %% [markdown]
-# All three lines fall from left to right. At temperature 0.5 (solid) the tail drops out of sight; at 2 (dotted) the
-# line is flat: hundreds of tokens lie above the uniform level. Each is unlikely alone. Together they are not.
+# The tokens are sorted, so all three lines fall. At temperature 0.5 (solid) the tail drops out of sight; at 2 (dotted)
+# the line is much flatter: hundreds of tokens lie above the uniform level. Each is unlikely alone. Together they are
+# not.
 
 # %%
 for temperature in (0.5, 1.0, 2.0):
@@ -125,8 +126,9 @@ for temperature in (0.5, 1.0, 2.0):
 assert tail > 0.4
 
 # %% [markdown]
-# At temperature 2 every second token would come from there. A text of 20 tokens would meet about ten, and after the
-# first one the model goes on from nonsense. Three filters cut the tail before the draw.
+# At temperature 2 every second token would come from there. If every place were as open as this one, a text of 20
+# tokens would meet about ten, and after the first one the model goes on from nonsense. Three filters cut the tail
+# before the draw.
 #
 # ## Top-k, top-p, min-p
 #
@@ -252,10 +254,11 @@ axes.legend(fontsize=9)
 picture
 
 # %% [markdown]
-# Tall bars stand at the free choices: the name of the function, and the first `width`. Low bars stand where the text
-# follows from what came before: `ight` after `he`, and the second `width` and `height`, which the heads of
-# [04](04-attention.ipynb) find again. The first bar is above the dashed line: `␣are` is *less* likely than a blind
-# guess would have it, for a model that has opinions can be wrong.
+# Tall bars stand at free choices: the name of the function, the first `width`, and the end of the line, where more
+# could follow. Low bars stand where the text follows from what came before: `ight` after `he`, and the second `width`
+# and `height`, which the heads of [04](04-attention.ipynb) find again. But so does the *first* `height`: after `width`
+# it is usual. The first bar is above the dashed line: `␣are` is *less* likely than a blind guess would have it, for a
+# model that has opinions can be wrong.
 #
 # ## What an unlikely token looks like
 #
@@ -271,9 +274,9 @@ assert slip[:13].tolist() == bits[:13].tolist() or np.allclose(slip[:13], bits[:
 assert slip[14:].sum() > bits[14:].sum() + 3
 
 # %% [markdown]
-# Everything before is unchanged, for nobody looks ahead. From the wrong word on the text costs more. A token of many
-# bits is a question to the reader: a slip, a name, a fact. The model cannot say which. Low probability means
-# *unexpected*, not *wrong*; and high probability means *usual*, not *true*.
+# Everything before is unchanged, for nobody looks ahead. The wrong word costs several bits more, and so does what
+# follows it, but for `ight`. A token of many bits is a question to the reader: a slip, a name, a fact. The model cannot
+# say which. Low probability means *unexpected*, not *wrong*; and high probability means *usual*, not *true*.
 #
 # ## Bits per byte
 #

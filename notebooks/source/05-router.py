@@ -33,7 +33,7 @@ print(trace.tokens)
 # %%
 rows = trace["layers.1.post_attention_layernorm"][0]  # [T, D]
 gate = model.params.layers[1].mlp.gate
-token = 8  # four spaces at the start of the second line
+token = 8  # the spaces at the start of the second line
 x = rows[token]
 print(x.shape, gate.weight.shape, repr(trace.tokens[token]))
 
@@ -43,7 +43,7 @@ print(x.shape, gate.weight.shape, repr(trace.tokens[token]))
 # A row of the matrix, times the token, is one number per expert: its *logit*. A sigmoid turns it into a score between
 # 0 and 1.
 #
-# Older models take a softmax here, in which experts compete: one goes up, the others must go down. With a sigmoid
+# Many models take a softmax here, in which experts compete: one goes up, the others must go down. With a sigmoid
 # each expert answers for itself. All may score high, or none.
 
 # %%
@@ -85,7 +85,7 @@ plots.plot_selection(
     routing.scores,
     routing.biased_scores,
     K=2,
-    layer=0,
+    layer=0,  # the first one that has experts: layer 1
     token=token,
     tokens=trace.tokens,
     layers=routing.layers,
@@ -216,4 +216,5 @@ for name in ("glm-tiny", "GLM-4.5"):
 #
 # 1. Add 0.3 to every expert's bias. What changes in `indices`, what in `weights`? Check it.
 # 2. `routed_scaling_factor` multiplies weights that sum to 1. Why not leave it out and let training find the size?
+#    (What else in an expert could make its answer larger?)
 # 3. K = E: every expert is picked. Are the weights then those of a softmax over the logits? Try it with four experts.

@@ -4,7 +4,8 @@
 # *Reading 35 minutes · running 10 seconds · needs [05](05-router.ipynb)*
 #
 # The router has chosen. Now the tokens must get to their experts, the experts must answer, and the answers must get
-# back to the right tokens with the right weights. The maths is a sum of two terms; the difficulty is bookkeeping.
+# back to the right tokens with the right weights. The maths is a weighted sum over the picked experts, plus the shared
+# one; the difficulty is bookkeeping.
 
 # %% [markdown]
 # ## The question
@@ -155,8 +156,8 @@ print("routed + shared = the layer's MLP, for all", N, "tokens")
 
 # %% [markdown]
 # `routed_scaling_factor` is already in the routed weights. To multiply the shared expert by it, too, breaks no shape;
-# nor does forgetting it (sglang pull request 8333) or applying it twice (sglang-das pull request 150). How large are
-# the two parts, in all layers?
+# nor does forgetting it (sglang pull request 8333) or applying it twice (pull request 150 of HYGON-AI/sglang-das). How
+# large are the two parts, in all layers?
 
 # %%
 layers = range(config.first_k_dense_replace, config.num_hidden_layers)
@@ -190,7 +191,8 @@ assert ratios[-1] < 1
 plots.plot_bars(trace.routing.indices, experts=16, layer=1, layers=trace.routing.layers, name="glm-tiny")
 
 # %% [markdown]
-# The bars differ a lot, and some experts have none: thirteen tokens are few. The dashed line is the fair share.
+# (MaxVio and CV in the title are explained in [08a](08a-expert-load.ipynb).) The bars differ a lot, and some experts
+# have none: thirteen tokens are few. The dashed line is the fair share.
 
 # %%
 place = int(np.ceil(N * K / config.n_routed_experts))  # places per expert
@@ -249,7 +251,8 @@ assert read(glm, 1)[0] == round(read(glm, 1)[1])
 #
 # ## How much of the model a token uses
 #
-# Now the numbers of the question, counted from the configs.
+# Now the numbers of the question, counted from the configs. The *trunk* is everything but embedding, head and MTP
+# layer; the report counts the MTP layer too, and of a token what it uses.
 
 # %%
 for name in ("glm-tiny", "GLM-4.5-Air", "GLM-4.5"):

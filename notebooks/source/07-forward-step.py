@@ -39,9 +39,9 @@ listed = [tap.name for tap in expected_taps(model.config, B=1, T=10)]
 silent = [name for name in listed if name not in trace]
 assert [name for name in listed if name in trace] == trace.names()
 assert all(".experts." in name for name in silent)
-print(
-    f"{len(listed)} names listed, {len(trace)} arrays came, {len(silent) // 5} experts of the five layers kept silent"
-)
+arrays_each = 5  # of an expert: tokens, gate, up, hidden, out
+idle = len(silent) // arrays_each
+print(f"{len(listed)} names listed, {len(trace)} arrays came; in five layers {idle} experts kept silent")
 
 # %% [markdown]
 # Same names, same order. GLM-4.5's own list is longer, as 89 of its layers have 160 experts each; per layer the kinds
@@ -103,7 +103,7 @@ plots.plot_array(x, "T D", f"{model.name}, the embedding", rows=trace.tokens)
 #
 # ## Layer 0, first half: attention
 #
-# Six steps, as in [04](04-attention.ipynb). First the norm: each row is divided by the root of its mean square, and
+# The steps of [04](04-attention.ipynb). First the norm: each row is divided by the root of its mean square, and
 # multiplied by a weight. The *normed* rows are what attention reads. The stream itself stays as it is.
 
 
@@ -379,7 +379,8 @@ plots.plot_array(sizes, "part T", name, rows=list(branches), columns=trace.token
 
 # %% [markdown]
 # Read it downwards: the embedding and the first attention are the lightest rows, the experts of the last layer the
-# darkest. Later layers write more, which they must to be heard: each reads a *normed* copy of a stream that has grown.
+# darkest. Later layers write more, but for the dense MLP of layer 0. They must, to be heard: each reads a *normed* copy
+# of a stream that has grown.
 #
 # A typical misreading is that the norm replaces the stream, so that a layer computes norm(x) + attention(norm(x)). The
 # shapes would fit. The first assert on `middle` would not hold:
@@ -458,9 +459,9 @@ ax.set_title(f"glm-tiny, T = 10: which part of the stream asks for “ b”; sum
 figure
 
 # %% [markdown]
-# The bars grow downwards: the embedding and the first layers hardly ask for ` b`, the last three layers do. The
-# longest are the experts of layer 5 and the attention of layer 4. What does that attention look at? The o_proj is
-# linear, so its bar falls apart again, into heads.
+# The bars grow downwards: the embedding and the first layers ask little for ` b` (the dense MLP of layer 0 most of
+# them), the last three layers do. The longest are the experts of layer 5 and the attention of layer 4. What does that
+# attention look at? The o_proj is linear, so its bar falls apart again, into heads.
 
 # %%
 heads = mine["layers.4.self_attn.heads"][-1]  # [H, d]
@@ -473,7 +474,7 @@ assert set(np.argsort(-looks)[:2]) == {2, 4}  # "(a" and " b"
 print(f"by head {by_head}; head {h} looks at", *[f"{trace.tokens[s]!r} {looks[s]:.2f}" for s in np.argsort(-looks)[:4]])
 
 # %% [markdown]
-# One head gives the largest part, and from the place after `+` it looks at two tokens: ` b` and `(a`, the two arguments
+# One head gives the largest part, and from the row of `+` it looks at two tokens: ` b` and `(a`, the two arguments
 # of the function. It carries over what stands there.
 #
 # A warning. A bar says what a part writes *directly*. That head could find the arguments only because earlier layers
@@ -554,5 +555,6 @@ for its, name in ((config, "glm-tiny"), (big, "GLM-4.5")):
 # 1. `model.forward(ids, tap=lambda name, array: array * 0 if name == "layers.4.self_attn.o" else None)` leaves one part
 #    out. Does the logit of ` b`, above the average, fall by the length of its bar? Why not?
 # 2. Trace the prompt with `(c` for `(a`. Which rows stay the same, but for rounding? And why is there rounding at all?
+#    (Which experts do the rows share, and with how many tokens are they multiplied together?)
 # 3. Take the ten tokens, and then ` b`, through the model with `cache = model.new_cache()`. In the second step, which
 #    arrays (seen by a tap) have an axis of length 11, and which have only one row?

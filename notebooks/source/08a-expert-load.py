@@ -111,8 +111,8 @@ print(f"right {idle.max() / idle.mean() - 1:.2f}   largest distance {abs(idle / 
 assert np.isclose(forgot_K, K * (1 + by_hand["max_vio"]) - 1)
 
 # %% [markdown]
-# The first slip turns an even layer into one that looks twice overloaded. The second cannot tell a layer with one idle
-# expert from one in which somebody is given twice the work.
+# The first slip makes an even layer look as if its busiest expert had two and a half times its share. The second cannot
+# tell a layer with one idle expert from one in which somebody is given twice the work.
 #
 # ## How even would chance be?
 #
@@ -138,10 +138,10 @@ for tokens in (10, 100, 1_000, T):
 #
 # ## With and without balancing
 #
-# `glm-tiny-balanced` and `glm-tiny-unbalanced` are twins: same seed, same text, same thousand steps. One was balanced
-# as GLM-4.5 was: after each step, the selection bias of every expert went up a little if it had been idle and down if
-# it had been busy ([05](05-router.ipynb), [11](11-training.ipynb)), with a very small loss term beside it. The other
-# was left alone.
+# `glm-tiny-balanced` and `glm-tiny-unbalanced` are twins, smaller than `glm-tiny` (four layers, three with experts):
+# same seed, same text, same thousand steps. One was balanced as GLM-4.5 was: after each step, the selection bias of
+# every expert went up a little if it had been idle and down if it had been busy ([05](05-router.ipynb),
+# [11](11-training.ipynb)), with a very small loss term beside it. The other was left alone.
 #
 # Predict: how many of its 16 experts does the other one use?
 
@@ -194,14 +194,17 @@ plots.plot_load_over_training(moments, E, steps, layer=0, layers=(1, 2, 3), name
 # the second, expert 15 runs ahead too, but its bias falls by 0.002 in each step for as long as it is overloaded; by
 # step 400 it has half of what it had, and from step 600 on the mean MaxVio is 1 or less.
 #
-# Read the second picture from top to bottom: which expert is busy changes. A load *averaged over the run* is flatter
-# than that of most moments.
+# Read the second picture from top to bottom. In the first thirty steps another expert is busiest each time; from step
+# 100 on it is nearly always 15, only less and less so. (The two scales differ: black is 8 times the fair share in the
+# first picture and 3.7 times in the second.) A load *averaged over the run* is flatter than that of most moments.
 
 # %%
 each = np.array([routing.max_violation(routing.load(moment, E)) for moment in moments])  # [moment, layer]
 whole = routing.max_violation(sum(routing.load(moment, E) for moment in moments))
 print("mean of the moments", each.mean(axis=0), "  of the summed loads", whole)
 assert (whole < each.mean(axis=0)).all()
+busiest = moments[:, :, 0].reshape(len(moments), -1)  # layer 1
+assert [np.bincount(m, minlength=E).argmax() for m in busiest][3:] == [15, 15, 15, 15, 6, 15]
 
 # %% [markdown]
 # ## The average hides it

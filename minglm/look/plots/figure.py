@@ -162,9 +162,13 @@ def named(name: str) -> str:
 
 
 def short(text: str, most: int = 14) -> str:
-    """A token as a label: visible spaces, escapes for what cannot be printed or is not in the font, cut when long."""
+    """A token as a label: spaces at its ends are made visible, escapes stand for what cannot be printed or is not in
+    the font; cut when long."""
     known = _characters()
-    label = "".join(c if ord(c) in known else f"\\u{ord(c):04x}" for c in printable(text).replace(" ", "␣"))
+    inner = text.strip(" ")
+    at = text.index(inner)
+    text = "␣" * at + inner + "␣" * (len(text) - at - len(inner))
+    label = "".join(c if ord(c) in known else f"\\u{ord(c):04x}" for c in printable(text))
     return label if len(label) <= most else label[: most - 1] + "…"
 
 

@@ -167,7 +167,7 @@ def _selection_key(ax: Any, K: int, closed: bool) -> None:
         Patch(facecolor="#dddddd", edgecolor="black", label="score, not picked"),
         Patch(facecolor="white", edgecolor=BLUE, hatch="///", label="in or out by the bias"),
         Line2D([], [], color="black", marker="D", markersize=5, label="with the bias"),
-        Line2D([], [], label=f"between the {K}. and {K + 1}. of these", **UNIFORM),
+        Line2D([], [], label=f"halfway between pick {K} and the next", **UNIFORM),
     ]
     if closed:
         handles.append(Line2D([], [], color="black", marker="x", linestyle="none", label="group closed"))
