@@ -327,7 +327,7 @@ assert (fresh.max(axis=0) > largest(ours)).sum() == 3
 # Which way do tokens take through the layers? First choices only, layers 1, 3 and 5.
 
 # %%
-plots.plot_paths(ours, E, least=0.9, **picture)
+plots.plot_paths(ours, E, least=1.0, **picture)
 
 # %% [markdown]
 # Boxes are experts, as high as their share of the tokens, bands the tokens on their way; the smallest experts are in
