@@ -2,6 +2,9 @@
 
 import math
 import re
+import runpy
+import sys
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -362,6 +365,17 @@ def router_by_partition(h, gate, bias, K, normalise, scale, n_group, topk_group)
     return indices, scale * (softmax(np.log(picked)) if normalise else picked)
 
 
+def added(x):
+    """The norm plus 1e-7, not at least 1e-7."""
+    tall = x.shape[-2] > x.shape[-1]
+    y = x.mT if tall else x
+    y = y / (np.linalg.norm(y, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(5):
+        A = y @ y.mT
+        y = 3.4445 * y + (-4.7750 * A + 2.0315 * A @ A) @ y
+    return (y.mT if tall else y) * 0.2 * max(x.shape[-2:]) ** 0.5
+
+
 RIGHT = {
     "router, by partition": ("router", router_by_partition),
     "load, by comparing": ("load", load_by_comparing),
@@ -376,6 +390,7 @@ RIGHT = {
         "rms_norm",
         lambda x, w, eps: x * x.shape[-1] ** 0.5 / np.sqrt((x**2).sum(-1, keepdims=True) + eps * x.shape[-1]) * w,
     ),
+    "orthogonalise, 1e-7 added": ("orthogonalise", added),  # as Keller Jordan's code has it
     "attend, the book's": ("attend", attention),
     "router, another order": (
         "router",
@@ -402,8 +417,45 @@ FRESH = {  # not from the list of known mistakes: each gets a true sentence
     "factor": ("rms_norm", lambda x, w, eps: 2 * book.rms_norm(x, w, eps), "yours / right = 2 everywhere"),
     "sign": ("rms_norm", lambda x, w, eps: -book.rms_norm(x, w, eps), "opposite sign"),
     "shape": ("rms_norm", lambda x, w, eps: x[..., :-1], r"shape \[5, 7\], wanted \[\.\., D\] = \[5, 8\]"),
-    "in place": ("rms_norm", in_place, r'changes what it was given at line \d+: "x /= '),
-    "nothing": ("rms_norm", lambda x, w, eps: None, "shape"),
+    "in place": ("rms_norm", in_place, r'changes what it was given.* at line \d+: "x /= '),
+    "a text": ("rms_norm", lambda x, w, eps: "done", r"y is str, wanted float64 \[5, 8\]"),
+    "a second thing": ("rms_norm", lambda x, w, eps: (book.rms_norm(x, w, eps), eps), "2 things, wanted one: y"),
+    "memory": ("rms_norm", lambda x, w, eps: np.ones(1 << 50), r"more memory than there is for it at line \d+"),
+    "a view": ("rms_norm", lambda x, w, eps: np.copyto(np.broadcast_to(w, x.shape), x), "or a view that is read-only"),
+    "the end": ("rms_norm", lambda x, w, eps: sys.exit(3), r"SystemExit at line \d+.*: 3"),
+    "random": (
+        "rms_norm",
+        lambda x, w, eps: book.rms_norm(x, w, eps) * np.random.default_rng().random(),  # numpy's own entropy
+        "gave two answers",
+    ),
+    "memory of calls": ("rms_norm", lambda x, w, eps, seen=[]: seen.append(1) or x * len(seen), "gave two answers"),
+    "inside NumPy": (
+        "attend",
+        lambda q, k, v: np.einsum("thd,shd->hts", q, k),
+        r"ValueError at line \d+: \"lambda q, k, v: np.einsum",
+    ),
+    "NaN everywhere": (  # 0 · −∞: as all NaN as a strict mask with the softmax over queries
+        "attend",
+        lambda q, k, v: attention(q, k, v) * np.nan,
+        r"y has NaN or infinity, first at \[0, 0\]",
+    ),
+    "rows of another size": (
+        "rms_norm",
+        lambda x, w, eps: x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w,
+        r"one number for each axis 0: 2\.94, 1\.01",
+    ),
+    "another order": (
+        "attend_bwd",
+        lambda *inputs: tuple(attention_bwd(*inputs)[i] for i in (0, 2, 1)),
+        r"dq is right. dk is what dv should be: are they returned in another order\?",
+    ),
+    "router, another order": ("router", lambda *inputs: router(*inputs)[::-1], "indices come first, then weights"),
+    "router, all experts": (
+        "router",
+        lambda *inputs: (router(*inputs)[0], EXERCISES["router"].truth(inputs)["weights"]),
+        r"weights has the shape \[40, 8\], wanted \[N, K\] = \[40, 3\]",
+    ),
+    "nothing": ("rms_norm", lambda x, w, eps: None, "returned None: does it end in a return"),
     "one thing": ("router", lambda *inputs: np.zeros((40, 3)), "wanted two things"),
     "no such expert": (
         "router",
@@ -420,6 +472,46 @@ FRESH = {  # not from the list of known mistakes: each gets a true sentence
     "to be written": ("attend", lambda q, k, v: (_ for _ in ()).throw(NotImplementedError), "Nothing is written yet"),
     "float64": ("rms_norm", lambda x, w, eps: book.rms_norm(x, w, eps).astype(np.float64), "float64, wanted float32"),
 }
+
+
+NARROW = {  # right in float64: only the last point is missing, and it is said why
+    "float32 inside": (lambda y, given: y.astype(np.float32).astype(y.dtype), r"right to [789] digits"),
+    "float32 out": (lambda y, given: y.astype(np.float32), r"right to [789] digits"),
+    "a small number": (lambda y, given: y * (1 + 1e-6), "right to 6 digits"),
+    "float16": (lambda y, given: y.astype(np.float16) if given == np.float32 else y, "y is float16, wanted float32"),
+    "longdouble": (lambda y, given: y.astype(np.longdouble), "y is (longdouble|float96|float128|float64), wanted"),
+    "list": (lambda y, given: y.tolist(), "y is float64, wanted float32"),
+    "zeros": (lambda y, given: y * (given == np.float64), "With float32 inputs the numbers are wrong"),
+    "shape": (lambda y, given: y if given == np.float64 else y[0], r"float32 inputs: y has the shape \[8\]"),
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_only_the_dtype_is_wrong(name):
+    change, says = NARROW[name]
+    report = check("rms_norm", lambda x, w, eps: change(book.rms_norm(x, w, eps), x.dtype))
+    assert [point.name for point in report.points if not point.passed] == ["dtype in = dtype out"], report
+    assert re.search(says, report.says[0]), report.says
+
+
+def test_no_warning_in_float32():
+    """In a graded notebook cell a line on stderr costs all points."""
+
+    def overflows(x, w, eps):
+        return book.rms_norm(x, w, eps) + 0 / np.exp(0 * x + np.float32(99))  # e⁹⁹ is infinite in float32
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check("rms_norm", overflows).passed
+
+
+def test_the_line_is_shown_wherever_the_package_lies(tmp_path):
+    """A clone is a folder named minglm, and the exercises lie in it."""
+    file = tmp_path / "minglm" / "notebooks" / "rms_norm.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def rms_norm(x, weight, eps):\n    return x / size\n", "utf-8")
+    report = check("rms_norm", runpy.run_path(str(file))["rms_norm"])
+    assert 'NameError at line 2: "return x / size"' in report.says[0]
 
 
 @pytest.mark.parametrize("name", FRESH)

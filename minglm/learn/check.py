@@ -9,6 +9,7 @@ function that does more than it must passes, and is told how much: counted, not 
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +20,13 @@ from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apar
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant
 from minglm.look.tables import html_table, table
+from minglm.model.ops import Array
 
 EVIDENCE = 1000  # tolerances by which a variant must differ from the truth to count
 CASES = 3  # on so many cases at least
+SINGLE = 1e-5  # what float32 may lose of a right answer, as a distance
+LOOSE = 1e-2  # the same where all inputs are float32
+_PACKAGE = Path(__file__).parents[1]
 
 
 class Point(NamedTuple):
@@ -112,53 +117,80 @@ def judge(task: Exercise, function: Callable[..., Any], draw: int = 0) -> Report
         sentence = f"this is {type(function).__name__}, not a function: give it without brackets, check({name!r}, f)"
         return Report(name, tuple(Point(point, False) for point in names), (sentence,), ())
     answers = [_run(task, function, each) for each in cases]
-    right = [each.trouble is None and _is_right(task, each) for each in answers]
+    right = [each.trouble is None and _off(task, each) <= task.tolerance for each in answers]
     detour = None if all(right) else _detour(task, answers)
-    right = [True] * len(cases) if detour else right
+    coarse = None if all(right) or detour else _coarse(task, answers)
+    right = [True] * len(cases) if detour or coarse else right
     points = tuple(
         Point(point, all(ok for ok, each in zip(right, cases, strict=True) if each.point == point)) for point in names
     )
-    if all(right):
-        narrow = _narrow(task, function, cases[0])
-        points = (*points, Point("dtype in = dtype out", narrow is None))
-        costs = [f"Right, and {detour.says}."] if detour else _bills(task, function, cases)
-        return Report(name, points, (narrow,) if narrow else tuple(costs), ())
-    points = (*points, Point("dtype in = dtype out", False))
+    if not all(right):
+        return Report(name, (*points, Point("dtype in = dtype out", False)), *_wrong(task, function, answers, right))
+    narrow = coarse or _narrow(task, function, cases[0], detour)
+    points = (*points, Point("dtype in = dtype out", narrow is None))
+    costs = [f"Right, and {detour.says}."] if detour else _bills(task, function, cases)
+    return Report(name, points, (narrow,) if narrow else tuple(costs), ())
+
+
+def _wrong(
+    task: Exercise, function: Callable[..., Any], answers: Sequence[_Answer], right: Sequence[bool]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is said of wrong answers, and the ids of the mistakes that were recognised."""
+    for number, each in enumerate(answers):
+        if each.trouble:
+            return (each.trouble, _place(task, number)), ()
     number = right.index(False)
     place = _place(task, number)
-    trouble = next((each.trouble for each in answers if each.trouble), None)
-    if trouble:
-        number = next(i for i, each in enumerate(answers) if each.trouble)
-        return Report(name, points, (trouble, _place(task, number)), ())
     found = _recognised(task, answers)
     if found:
         clauses = "; and: ".join(mistake.says for mistake in found)
         first = "It looks as if " + clauses if len(found) == 1 else "Two things: " + clauses
-        return Report(name, points, (first + ".", place), tuple(mistake.id for mistake in found))
+        return (first + ".", place), tuple(mistake.id for mistake in found)
+    if not all(_again(task, function, answers[i]) for i in sorted({0, number})):
+        unsteady = (
+            "Called twice with the same inputs it gave two answers: does it draw random numbers, or keep something?"
+        )
+        return (unsteady, place), ()
     broken = [rule.says for rule in task.properties if not _holds(rule, answers)]
     wrong = answers[number]
     assert wrong.outputs is not None
-    return Report(name, points, (*broken, *describe(task, wrong.case.inputs, wrong.outputs), place), ())
+    return (*broken, *describe(task, wrong.case.inputs, wrong.outputs), place), ()
 
 
 # -- running -----------------------------------------------------------------------------------------------------
 
 
 def _run(task: Exercise, function: Callable[..., Any], each: Case) -> _Answer:
-    try:
-        with np.errstate(all="ignore"):
-            outputs = task.outputs(each.inputs, task.run(function, _protected(each.inputs)))
-    except Exception as error:  # whatever a student's function raises is an answer, too
-        return _Answer(each, None, _sentence(error))
+    outputs = _outputs(task, function, each.inputs)
+    if isinstance(outputs, str):
+        return _Answer(each, None, outputs)
     with np.errstate(all="ignore"):
         truth = task.truth(each.inputs)
-    for name, wanted in truth.items():
-        found = outputs[name]
-        if found.shape != wanted.shape:
-            return _Answer(each, None, _shapes(task, name, found.shape, wanted.shape))
-        if found.dtype.kind not in "fiub" or (wanted.dtype.kind in "iu") != (found.dtype.kind in "iu"):
-            return _Answer(each, None, f"{name} is {found.dtype.name}, wanted {wanted.dtype.name}.")
-    return _Answer(each, outputs, None)
+    trouble = next(filter(None, (_form(task, name, outputs[name], wanted) for name, wanted in truth.items())), None)
+    return _Answer(each, None if trouble else outputs, trouble)
+
+
+def _outputs(task: Exercise, function: Callable[..., Any], inputs: Inputs) -> Outputs | str:
+    """What the function returned, by name; or a sentence about why there is no such thing."""
+    with np.errstate(all="ignore"):
+        try:
+            returned = task.run(function, _protected(inputs))
+        except (Exception, SystemExit) as error:  # whatever a student's function raises is an answer, too
+            return _sentence(error)
+        if returned is None:
+            return "Your function returned None: does it end in a return?"
+        try:
+            return task.outputs(inputs, returned)
+        except Exception as error:  # no array can be made of it
+            return f"The result: {error}."
+
+
+def _form(task: Exercise, name: str, found: Array, wanted: Array) -> str | None:
+    """What is wrong with the type or the shape of an output."""
+    if found.dtype.kind not in "fiub" or (wanted.dtype.kind in "iu") != (found.dtype.kind in "iu"):
+        kind = found.dtype.name if found.ndim or found.dtype.kind in "fiubc" else type(found.item()).__name__
+        return f"{name} is {kind}, wanted {wanted.dtype.name} {list(wanted.shape)}."
+    return _shapes(task, name, found.shape, wanted.shape) if found.shape != wanted.shape else None
 
 
 def _protected(inputs: Inputs) -> Inputs:
@@ -190,13 +222,17 @@ def _place(task: Exercise, number: int) -> str:
     return f'Look at it: replay("{task.name}", {number}, your_function).'
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     if isinstance(error, Stopped):
         return str(error)
-    steps = traceback.extract_tb(error.__traceback__)
-    own = [step for step in steps if "minglm" not in step.filename.replace("\\", "/").split("/")]
+    others = [step for step in traceback.extract_tb(error.__traceback__) if not _is_ours(step.filename)]
+    own = [step for step in others if step.filename == others[0].filename]  # and not the insides of NumPy
     line = f' at line {own[-1].lineno}: "{own[-1].line}"' if own else ""
     return sentence(error, line)
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(_PACKAGE)
 
 
 def _shapes(task: Exercise, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
@@ -206,27 +242,51 @@ def _shapes(task: Exercise, name: str, found: Sequence[int], wanted: Sequence[in
     return f"{name} has the shape {list(found)}, wanted{axes} {list(wanted)}."
 
 
-def _is_right(task: Exercise, answer: _Answer) -> bool:
+def _off(task: Exercise, answer: _Answer, **flags: Any) -> float:
+    """The distance of an answer from the truth, or from a variant."""
     assert answer.outputs is not None
     with np.errstate(all="ignore"):
-        return apart(answer.outputs, task.truth(answer.case.inputs)) <= task.tolerance
+        return apart(answer.outputs, task.truth(answer.case.inputs, **flags))
 
 
-def _narrow(task: Exercise, function: Callable[..., Any], each: Case) -> str | None:
+def _coarse(task: Exercise, answers: Sequence[_Answer]) -> str | None:
+    """Whether the numbers are right to the digits of float32: then only the dtype's point is missing."""
+    if any(answer.trouble for answer in answers):
+        return None
+    worst = max(_off(task, answer) for answer in answers)
+    if worst > max(SINGLE, task.tolerance):
+        return None
+    return (
+        f"Your numbers are right to {-np.log10(worst):.0f} digits, not to float64's: is something in your lines "
+        "float32 (an astype, a buffer), or is a small number added that is not in the formula?"
+    )
+
+
+def _again(task: Exercise, function: Callable[..., Any], answer: _Answer) -> bool:
+    """Whether the function gives this answer a second time."""
+    second = _run(task, function, answer.case)
+    return second.outputs is not None and answer.outputs is not None and apart(second.outputs, answer.outputs) == 0
+
+
+def _narrow(task: Exercise, function: Callable[..., Any], each: Case, detour: Mistake | None) -> str | None:
     """The same in float32: what is wrong with the dtype of the result."""
     inputs = tuple(
         a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in each.inputs
     )
-    try:
-        outputs = task.outputs(inputs, task.run(function, _protected(inputs)))
-    except Exception as error:
-        return f"With float32 inputs: {_sentence(error)}"
-    for name, found in outputs.items():
+    answer = _run(task, function, Case(each.point, inputs))
+    if answer.outputs is None:
+        return f"With float32 inputs: {answer.trouble}"
+    for name, found in answer.outputs.items():
         if found.dtype == np.float64:
             return (
-                f"Your numbers are right; with float32 inputs {name} is float64, wanted float32. Which constant or "
-                "default array in your lines is float64?"
+                f"Your numbers are right; with float32 inputs {name} is float64, wanted float32. What in your lines is "
+                "not float32: np.zeros, np.eye or np.arange without a dtype, a list, a number of NumPy's (a sum of "
+                "integers, np.sqrt(8))?"
             )
+        if found.dtype.kind == "f" and found.dtype != np.float32:
+            return f"Your numbers are right; with float32 inputs {name} is {found.dtype.name}, wanted float32."
+    if _off(task, answer, **(detour.flags if detour else {})) > LOOSE:
+        return "With float32 inputs the numbers are wrong: is there a dtype in your lines that is too small?"
     return None
 
 
@@ -239,12 +299,8 @@ def _recognised(task: Exercise, answers: Sequence[_Answer]) -> tuple[Mistake, ..
     double = list(combinations(task.mistakes, 2)) if task.pairs else []
     for group in (single, double):
         fitting = [mistakes for mistakes in group if _fits(task, mistakes, answers)]
-        if fitting and len({tuple(m.id for m in mistakes) for mistakes in fitting}) == 1:
-            return fitting[0]
-        if fitting and len(group[0]) == 1:
-            return ()
         if fitting:
-            return fitting[0]
+            return fitting[0] if len({tuple(m.id for m in mistakes) for mistakes in fitting}) == 1 else ()
     return ()
 
 
@@ -265,13 +321,12 @@ def _fits(task: Exercise, mistakes: Sequence[Mistake], answers: Sequence[_Answer
     for answer in answers:
         assert answer.outputs is not None
         try:
-            with np.errstate(all="ignore"):
-                variant = task.truth(answer.case.inputs, **flags)
+            if _off(task, answer, **flags) > task.tolerance:
+                return False
         except (ValueError, IndexError, FloatingPointError):
             return False
-        if apart(answer.outputs, variant) > task.tolerance:
-            return False
-        evidence += apart(variant, task.truth(answer.case.inputs)) > EVIDENCE * task.tolerance
+        speaks = any(np.isfinite(found).any() for found in answer.outputs.values())  # all NaN is like all NaN
+        evidence += speaks and _off(task, answer) > EVIDENCE * task.tolerance
     return evidence >= CASES
 
 

@@ -22,6 +22,8 @@ import numpy as np
 
 BYTES = 1_000_000_000  # of memory beyond what the process has when the student's file is read
 SECONDS = 120  # of processor time in all
+FRAME = 100_000_000  # bytes of one answer
+LONGEST = 500  # letters of one sentence
 
 # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -161,12 +163,19 @@ def _bound_doings(hidden: Path) -> None:
 def sentence(error: BaseException, line: str = "") -> str:
     """What is said about an error that a student's function raised; `line`, ` at line 3: "x /= 2"`, says where."""
     if isinstance(error, MemoryError):
-        return f"It wanted more memory than there is for it ({BYTES / 1e6:,.0f} MB)."
+        return f"It wanted more memory than there is for it{line}."
     if isinstance(error, ValueError) and "read-only" in str(error):
-        return f"Your function changes what it was given{line}. Work on a copy, or make a new array."
+        what = "what it was given, or a view that is read-only (broadcast_to, diagonal)"
+        return f"Your function changes {what}{line}. Work on a copy, or make a new array."
     if isinstance(error, NotImplementedError):
         return "Nothing is written yet: replace the line that raises NotImplementedError."
-    return f"{type(error).__name__}{line}: {error}"
+    return shortened(f"{type(error).__name__}{line}: {error}")
+
+
+def shortened(text: str) -> str:
+    """One line of a table: a message may be anything."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= LONGEST else line[:LONGEST] + " …"
 
 
 def _sentence(error: BaseException, file: Path) -> str:

@@ -17,8 +17,10 @@ def describe(task: Exercise, inputs: Inputs, found: Outputs) -> list[str]:
     lines = []
     for name, wanted in truth.items():
         if distance(found[name], wanted) > task.tolerance:
+            other = next((o for o in truth if o != name and distance(found[name], truth[o]) <= task.tolerance), None)
             letters = task.axes[name].split()
-            lines.append(next(_sentences(name, letters, found[name], wanted)))
+            said = f"{name} is what {other} should be: are they returned in another order?"
+            lines.append(said if other else next(_sentences(name, letters, found[name], wanted)))
         elif len(truth) > 1:
             lines.append(f"{name} is right.")
     return lines
@@ -26,7 +28,9 @@ def describe(task: Exercise, inputs: Inputs, found: Outputs) -> list[str]:
 
 def _sentences(name: str, letters: list[str], found: Array, wanted: Array) -> Iterator[str]:
     if not np.isfinite(found).all():
-        yield f"{name} has NaN or infinity: somewhere 0/0, ∞ − ∞, an overflow, or the root of a negative number."
+        first = np.argwhere(~np.isfinite(found))[0].tolist()
+        why = "somewhere 0/0, ∞ − ∞, an overflow, or the root of a negative number"
+        yield f"{name} has NaN or infinity, first at {first}: {why}."
     if found.dtype.kind in "iub":
         share = float((found == wanted).mean())
         yield f"{name}: {share:.0%} of its entries are right."
@@ -36,19 +40,25 @@ def _sentences(name: str, letters: list[str], found: Array, wanted: Array) -> It
     nonzero = np.abs(wanted) > 1e-9 * np.abs(wanted).max(initial=0)
     ratio = found[nonzero] / wanted[nonzero]
     if ratio.size and np.allclose(ratio, ratio.flat[0], rtol=_CLOSE) and np.allclose(found[~nonzero], 0):
-        yield f"{name}: yours / right = {ratio.flat[0]:.4g} everywhere. Where does such a factor come from?"
+        yield f"{name}: yours / right = {ratio.flat[0]:.6g} everywhere. Where does such a factor come from?"
     if wanted.ndim == 2 and wanted.shape[0] == wanted.shape[1] and distance(found, wanted.T) < _CLOSE:
         yield f"{name} is transposed."
     difference = found - wanted
     if np.allclose(difference, difference.flat[0], rtol=_CLOSE):
         yield f"{name}: yours − right = {difference.flat[0]:.4g} everywhere."
     for axis in range(wanted.ndim if wanted.ndim > 1 else 0):
-        letter = letters[axis] if len(letters) == wanted.ndim else f"axis {axis}"
+        letter = _letter(letters, wanted.ndim, axis)
         moved_found, moved = np.moveaxis(found, axis, 0), np.moveaxis(wanted, axis, 0)
         yield from _along(name, letter, moved_found.reshape(len(moved), -1), moved.reshape(len(moved), -1))
     if np.allclose(np.sort(found, axis=None), np.sort(wanted, axis=None), rtol=_CLOSE):
         yield f"{name} has the right numbers in other places."
     yield f"{name} differs from the right answer by up to {distance(found, wanted):.2g} of its largest entry."
+
+
+def _letter(letters: list[str], ndim: int, axis: int) -> str:
+    """The letter of an axis, counted from the last; `..` stands for any number of axes, which have none."""
+    letter = letters[axis - ndim] if ndim - axis <= len(letters) else ".."
+    return f"axis {axis}" if letter == ".." else letter
 
 
 def _along(name: str, letter: str, found: Array, wanted: Array) -> Iterator[str]:

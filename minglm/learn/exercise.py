@@ -77,6 +77,8 @@ def one(name: str) -> Callable[[Inputs, Any], Outputs]:
     """For functions that return one array."""
 
     def outputs(inputs: Inputs, returned: Any) -> Outputs:
+        if isinstance(returned, tuple) and len({np.shape(each) for each in returned}) > 1:
+            raise ValueError(f"{len(returned)} things, wanted one: {name}")
         return {name: np.asarray(returned)}
 
     return outputs
@@ -88,7 +90,7 @@ def several(*names: str) -> Callable[[Inputs, Any], Outputs]:
     def outputs(inputs: Inputs, returned: Any) -> Outputs:
         if not isinstance(returned, tuple | list) or len(returned) != len(names):
             found = f"{len(returned)} things" if isinstance(returned, tuple | list) else type(returned).__name__
-            raise ValueError(f"returned {found}, wanted {len(names)}: {', '.join(names)}")
+            raise ValueError(f"{found}, wanted {len(names)} things: {', '.join(names)}")
         return {name: np.asarray(each) for name, each in zip(names, returned, strict=True)}
 
     return outputs

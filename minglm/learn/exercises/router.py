@@ -68,8 +68,11 @@ def dense(inputs: Inputs, returned: Any) -> Outputs:
         raise ValueError("wanted two things, indices [N, K] and weights [N, K]")
     indices, weights = np.asarray(returned[0]), np.asarray(returned[1])
     N, E, K = len(inputs[0]), len(inputs[1]), inputs[3]
-    if indices.shape != (N, K) or weights.shape != (N, K):
-        return {"weights": weights if weights.shape != (N, K) else indices}
+    for name, found in (("indices", indices), ("weights", weights)):
+        if found.shape != (N, K):
+            raise ValueError(f"{name} has the shape {list(found.shape)}, wanted [N, K] = {[N, K]}")
+    if indices.dtype.kind == "f" and weights.dtype.kind in "iu":
+        raise ValueError("indices come first, then weights")
     if indices.dtype.kind not in "iu" or not ((indices >= 0) & (indices < E)).all():
         raise ValueError(f"indices must be whole numbers 0 … {E - 1}, the experts' numbers")
     full = np.zeros((N, E), weights.dtype)
@@ -139,6 +142,6 @@ EXERCISE = Exercise(
         ),
         Design("norm_over_K", {"norm": "K"}, "With `normalise` the weights are divided by K, not by their sum."),
     ),
-    axes={"weights": "N K"},
+    axes={"weights": "N E"},  # as `dense` lays them out
     outputs=dense,
 )
