@@ -56,22 +56,30 @@ def stub(task: Exercise, term: str | None = None) -> str:
 
 def notebook(title: str, tasks: Iterable[Exercise], term: str | None = None) -> dict[str, Any]:
     """A thin notebook: for each exercise its brief, and a cell that imports the student's file afresh and checks it.
-    The cells carry nbgrader's metadata; every cell is worth the exercise's points."""
+    For nbgrader the cells are locked, and one that says nothing but the points earned is worth the exercise's points:
+    a line on stderr in a graded cell, a warning, would cost all of them."""
     cells = [
         _prose(
             f"# {title}\n\nEach exercise is a Python file beside this notebook: write there, so that a debugger works, "
             "and run the cell here. `hint(name, 1)` asks a question, `hint(name, 2)` gives a piece of the formula, "
             "`hint(name, 3)` a case to do by hand."
         ),
-        _code("from importlib import import_module, reload\n\nfrom minglm.learn import case, check, hint"),
+        _code(
+            "from importlib import import_module, reload\n\nfrom minglm.learn import case, check, hint, replay\n\n"
+            "reports = {}",
+            grade_id="begin",
+        ),
     ]
     for task in tasks:
         cells.append(_prose(f"## {task.name}, {task.minutes} minutes: `{task.name}.py`\n\n{task.brief}"))
+        name = task.name
         test = (
-            f'report = check("{task.name}", reload(import_module("{task.name}")).{task.name}{_term(term)})\n'
-            "print(report)\nreport.earned"  # nbgrader takes a number for the points
+            f'reports["{name}"] = check("{name}", reload(import_module("{name}")).{name}{_term(term)})\n'
+            f'print(reports["{name}"])'
         )
-        cells.append(_code(test, grade_id=task.name, points=len(task.points()) + 1))
+        cells.append(_code(test, grade_id=f"check_{name}"))
+        earned = f'reports["{name}"].earned'  # nbgrader takes a number for the points
+        cells.append(_code(earned, grade_id=name, points=len(task.points()) + 1))
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
@@ -101,9 +109,9 @@ def _code(text: str, grade_id: str = "", points: int = 0) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     if grade_id:
         metadata["nbgrader"] = {
-            "grade": True, "grade_id": grade_id, "locked": True, "points": points, "schema_version": 3,
-            "solution": False, "task": False,
-        }  # fmt: skip
+            "grade": points > 0, "grade_id": grade_id, "locked": True, "schema_version": 3, "solution": False,
+            "task": False,
+        } | ({"points": points} if points else {})  # fmt: skip
     source = text.splitlines(keepends=True)
     return {
         "cell_type": "code", "execution_count": None, "id": _id(text), "metadata": metadata, "outputs": [],
