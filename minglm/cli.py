@@ -377,7 +377,7 @@ def _grade(given: argparse.Namespace) -> None:
     from minglm.learn.course import changed, read_term, tasks
     from minglm.learn.grade import grade, write_csv
 
-    folder, draw = Path(given.folder), given.draw or secrets.randbelow(10**6) + 1
+    folder, draw = Path(given.folder), secrets.randbelow(10**6) + 1 if given.draw is None else given.draw
     handed_out = read_term(folder)
     for line in changed(handed_out):
         print(f"minglm: {line}", file=sys.stderr)

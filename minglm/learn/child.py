@@ -14,6 +14,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import decode_source
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NoReturn
@@ -35,7 +38,10 @@ def send(stream: BinaryIO, value: Any, functions: list[Any] | None = None) -> No
     """Write one frame: numbers, texts, None, arrays, and tuples, lists and dicts of those. Functions are put into
     `functions`, if there is such a list, and go as their number. Raises ValueError for other things."""
     arrays: list[Any] = []
-    structure = json.dumps(_packed(value, arrays, functions))
+    packed = _packed(value, arrays, functions)
+    if (size := sum(array.nbytes for array in arrays)) > FRAME:
+        raise ValueError(f"the function returned {size / 1e6:,.0f} MB, wanted at most {FRAME / 1e6:,.0f} MB")
+    structure = json.dumps(packed)
     held = io.BytesIO()
     np.savez(held, structure=np.array(structure), **{f"a{i}": array for i, array in enumerate(arrays)})
     stream.write(len(held.getbuffer()).to_bytes(8, "big") + held.getbuffer())
@@ -44,17 +50,21 @@ def send(stream: BinaryIO, value: Any, functions: list[Any] | None = None) -> No
 
 def receive(stream: BinaryIO, ask: Ask | None = None) -> Any:
     """Read one frame; arrays come as they were, read-only or not; functions call `ask`. Raises EOFError at the end of
-    the stream."""
+    the stream, ValueError for a frame that is larger, or becomes larger, than any answer."""
     length = stream.read(8)
     if len(length) < 8:
         raise EOFError
-    with np.load(io.BytesIO(stream.read(int.from_bytes(length, "big"))), allow_pickle=False) as file:
+    if (size := int.from_bytes(length, "big")) > 2 * FRAME:
+        raise ValueError(f"a frame of {size:,} bytes")
+    with np.load(io.BytesIO(stream.read(size)), allow_pickle=False) as file:
+        if sum(each.file_size for each in file.zip.infolist()) > 2 * FRAME:
+            raise ValueError("a frame that grows when it is unpacked")
         return _unpacked(json.loads(str(file["structure"])), file, ask)
 
 
 def _packed(value: Any, arrays: list[Any], functions: list[Any] | None) -> Any:
     if isinstance(value, tuple | list):
-        return {type(value).__name__: [_packed(each, arrays, functions) for each in value]}
+        return {"list" if isinstance(value, list) else "tuple": [_packed(each, arrays, functions) for each in value]}
     if isinstance(value, dict):
         return {"dict": [_packed(pair, arrays, functions) for pair in value.items()]}
     if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub":
@@ -96,7 +106,14 @@ _FORBIDDEN = (
     "os.spawn",
     "os.system",
     "os.kill",
+    "os.startfile",
     "ctypes.",
+    "resource.",
+    "sqlite3.",
+    "winreg.",
+    "_winapi.CreateProcess",
+    "cpython.PyInterpreterState_New",  # in another interpreter there is no hook
+    "os.chdir",  # what a relative path means would depend on it
 )
 _CHANGES = (
     "os.remove",
@@ -107,9 +124,22 @@ _CHANGES = (
     "os.link",
     "os.symlink",
     "os.truncate",
+    "os.utime",
+    "os.chown",
+    "os.setxattr",
+    "os.removexattr",
+    "os.chflags",
     "shutil.",
 )
 _READS = ("open", "os.listdir", "os.scandir")
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_UNHEARD_MODULES = ("readline", "_testcapi", "_testinternalcapi")  # they read files without telling a hook
+_UNHEARD_FUNCTIONS = (
+    "subprocess._fork_exec",
+    "_posixsubprocess.fork_exec",
+    *(f"{module}.{name}" for module in ("os", "posix") for name in ("mkfifo", "mknod", "setpriority")),
+    "signal.pidfd_send_signal",
+)
 
 
 class _NoMinglm:
@@ -131,28 +161,53 @@ def _bound_memory() -> None:
     except OSError:
         pages = 0
     limit = pages * resource.getpagesize() + BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    for what, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS, limit)):
+        with suppress(ValueError, OSError):  # macOS refuses a bound on memory
+            resource.setrlimit(what, (most, most))
+
+
+def _take_away() -> None:
+    """Functions that start processes, signal others and make files without telling a hook."""
+    for name in _UNHEARD_FUNCTIONS:
+        module, _, function = name.partition(".")
+
+        def refused(*arguments: Any, name: str = name, **named: Any) -> NoReturn:
+            raise PermissionError(f"a submission may not do this: {name}")
+
+        with suppress(ImportError):  # another platform
+            setattr(import_module(module), function, refused)
 
 
 def _bound_doings(hidden: Path) -> None:
-    """From here on Python itself stops reading outside of its own folders, writing, starting processes, the network."""
-    own = [Path(p).resolve() for p in {sys.prefix, sys.base_prefix, *sys.path} if p and Path(p).is_dir()]
+    """From here on Python itself stops reading outside of its own folders, writing, starting processes, the network.
 
-    def readable(place: Any) -> bool:
-        if isinstance(place, int):
-            return True  # a stream that is open already
-        path = Path(os.fsdecode(place)).resolve()
-        return not path.is_relative_to(hidden) and any(path.is_relative_to(folder) for folder in own)
+    The hook uses nothing that a submission can rebind by a name, in this file, `os` or `pathlib`."""
+    real, text, is_a, str_, int_ = os.path.realpath, os.fsdecode, isinstance, str, int
+
+    def folder(place: Any) -> str:
+        return os.path.join(real(place), "")
+
+    installed = tuple({folder(sys.prefix), folder(sys.base_prefix)})
+    paths = {folder(place) for place in sys.path if place and os.path.isdir(place)}
+    clones = {path for path in paths if os.path.isdir(path + "minglm") and not path.startswith(installed)}
+    own = (*installed, *(paths - clones))
+    closed = (folder(hidden), *(path + "minglm" + os.sep for path in paths))
+    forbidden, reads, unheard, writes = _FORBIDDEN + _CHANGES, _READS, _UNHEARD_MODULES, _WRITES
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event.startswith(_FORBIDDEN + _CHANGES):
+        if event.startswith(forbidden):
             raise PermissionError(f"a submission may not do this: {event}")
-        if event in _READS and arguments[0] is not None:
-            writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
-            if writes or not readable(arguments[0]):
-                raise PermissionError(f"a submission may not read or write files: {arguments[0]}")
+        if event == "import" and arguments[0] in unheard:
+            raise ImportError(f"a submission may not do this: import {arguments[0]}")
+        if event not in reads or arguments[0] is None or is_a(arguments[0], int_):
+            return  # an int is a stream that is open already
+        changes = event == "open" and (
+            (is_a(arguments[2], int_) and arguments[2] & writes)
+            or (is_a(arguments[1], str_) and not arguments[1].strip("rbtU") == "")
+        )
+        path = real(text(arguments[0])) + os.sep
+        if changes or path.startswith(closed) or not path.startswith(own):
+            raise PermissionError(f"a submission may not read or write files: {arguments[0]}")
 
     sys.addaudithook(hook)
 
@@ -179,18 +234,18 @@ def shortened(text: str) -> str:
 
 
 def _sentence(error: BaseException, file: Path) -> str:
-    lines = source.splitlines() if (source := _SOURCES.get(file)) else []
     own = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == str(file)]
+    lines = decode_source(_SOURCES[file]).split("\n") if own else []
     line = f' at line {own[-1].lineno}: "{lines[own[-1].lineno - 1].strip()}"' if own and own[-1].lineno else ""
     return sentence(error, line)
 
 
-_SOURCES: dict[Path, str] = {}
+_SOURCES: dict[Path, bytes] = {}  # compile knows about byte order marks, encodings and ends of lines
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
     """The student's function: the file is run as a module, so its last lines (`if __name__ …`) are not."""
-    module = ModuleType("submission")
+    module = sys.modules["submission"] = ModuleType("submission")  # dataclasses look it up
     exec(compile(_SOURCES[file], str(file), "exec"), vars(module))
     if not callable(vars(module).get(name)):
         raise NameError(f"the file defines no function {name}")
@@ -204,9 +259,11 @@ def serve(file: Path, name: str, hidden: Path) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the student prints goes nowhere
     questions = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    _SOURCES[file] = file.read_text("utf-8")
+    _SOURCES[file] = file.read_bytes()
     sys.meta_path.insert(0, _NoMinglm())
+    sys.breakpointhook = lambda *arguments, **named: None  # one that was left in a file stops nobody
     _bound_memory()
+    _take_away()
     _bound_doings(hidden)
     try:
         function: Callable[..., Any] | None = _function(file, name)

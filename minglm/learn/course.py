@@ -56,7 +56,12 @@ def weight_digests() -> dict[str, str]:
 
 def release(given: Term, folder: Path) -> list[Path]:
     """Write the hand-out: a stub for each exercise, a notebook that checks them, and the term's file. Files that are
-    there stay. Returns what was written."""
+    there stay. Returns what was written. Raises ValueError if the folder holds another week or term."""
+    if (folder / FILE).exists() and (there := read_term(folder))[:2] != given[:2]:
+        raise ValueError(
+            f"{folder} holds week {there.week} of term {there.seed!r}, not week {given.week} of {given.seed!r}: its "
+            "files would stay, and be graded as the other; choose a new folder with --to"
+        )
     title = f"Week {given.week}" + (f", {given.seed}" if given.seed is not None else "")
     written = handout.write(folder, title, tasks(given), f"week-{given.week}", given.seed)
     (folder / FILE).write_text(json.dumps(given._asdict(), indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from minglm.learn.check import Report, Stopped, exercise, judge
 from minglm.learn.exercise import Exercise
 
 SECONDS = 20.0  # that one call may take
+LARGEST = 1_000_000  # bytes of a file
 START = 30.0  # that Python and the student's file may take to begin
 COLUMNS = ("student", "exercise", "points", "of", "seconds", "mistakes", "says")
 
@@ -48,7 +52,7 @@ class Submission:
         kept = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=self.place.name, env={**kept, **variables},
+            cwd=self.place.name, env={**kept, **variables}, start_new_session=True,
         )  # fmt: skip
         try:
             self._answer(START)
@@ -70,7 +74,7 @@ class Submission:
             pass  # the answer will say why nobody listens
 
     def _answer(self, seconds: float, functions: Sequence[Callable[..., Any]] = ()) -> Any:
-        late = threading.Timer(seconds, self.process.kill)
+        late = threading.Timer(seconds, self._kill)
         late.start()
         begun = time.monotonic()
         try:
@@ -79,8 +83,10 @@ class Submission:
             while kind == "call":
                 self._tell(_called(functions[rest[0]], rest[1]))
                 kind, *rest = child.receive(self.process.stdout)  # type: ignore[arg-type]
+            if kind not in ("ready", "answer", "error") or (kind != "ready" and len(rest) != 1):
+                raise ValueError("no frame of ours")
         except Exception:  # no frame, half of one, or something that is none
-            self.process.kill()
+            self._kill()
             slow = time.monotonic() - begun >= seconds
             why = f"it ran for more than {seconds:g} seconds and was stopped" if slow else "its process ended"
             self.over = f"No answer: {why}."
@@ -88,12 +94,18 @@ class Submission:
         finally:
             late.cancel()
         if kind == "error":
-            raise Stopped(rest[0])
+            raise Stopped(child.shortened(str(rest[0])) or "No answer.")
         return rest[0] if rest else None
+
+    def _kill(self) -> None:
+        """End the process and those it may have started, which would hold the pipe open."""
+        with suppress(AttributeError, OSError):  # Windows; ended already
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     def close(self) -> None:
         """End the process and remove its folder."""
-        self.process.kill()
+        self._kill()
         self.process.communicate()
         self.place.cleanup()
 
@@ -134,23 +146,45 @@ def grade(
         raise ValueError(f"{folder} has no folder of a student; wanted {folder}/NAME/{tasks[0].name}.py")
     grades = []
     for student in students:
+        who = student.name.encode("utf-8", "replace").decode()  # unpacked archives may have names that are no text
         for task in tasks:
             name = task.name
-            own = [path for path in student.rglob(f"{name}.py") if path.is_file() and not path.is_symlink()]
-            found = sorted(own, key=lambda path: len(path.parts))
+            found = find(student, name)
             begun = time.monotonic()
-            report = grade_file(found[0], task, draw, seconds) if found else judge(task, _missing, draw)
+            if isinstance(found, Path):
+                report = grade_file(found, task, draw, seconds)
+            else:
+                report = judge(task, partial(_missing, found), draw)
             took = time.monotonic() - begun
             says = " ".join(line for line in report.says if not line.startswith("Look at it"))
-            grades.append(
-                Grade(student.name, name, report.earned, len(report.points), round(took, 1), report.mistakes, says)
-            )
-            progress(f"{student.name}: {name} {report.earned} of {len(report.points)}")
+            grades.append(Grade(who, name, report.earned, len(report.points), round(took, 1), report.mistakes, says))
+            progress(f"{who}: {name} {report.earned} of {len(report.points)}")
     return grades
 
 
-def _missing(*inputs: Any) -> Any:
-    raise Stopped("The file is missing.")
+def find(student: Path, name: str) -> Path | str:
+    """The file of an exercise in a student's folder, the one that lies least deep; or a sentence about why not."""
+    inside = {path: path.relative_to(student).parts for path in sorted(student.rglob("*.py"))}
+    files = [
+        path for path, parts in inside.items()
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in parts)
+    ]  # fmt: skip
+    named = [path for path in files if path.name == f"{name}.py"]
+    if not named:
+        others = ", ".join(sorted({path.name for path in files})[:6])
+        return f"The file {name}.py is missing" + (f"; there are {others}." if files else ".")
+    least = min(len(inside[path]) for path in named)
+    first = [path for path in named if len(inside[path]) == least]
+    if len(first) > 1:
+        places = ", ".join("/".join(inside[path]) for path in first)
+        return f"{len(first)} files have this name: {places}. Hand in one."
+    if (size := first[0].stat().st_size) > LARGEST:
+        return f"The file {name}.py has {size / 1e6:,.1f} MB, wanted at most {LARGEST / 1e6:g}."
+    return first[0]
+
+
+def _missing(why: str, *inputs: Any) -> Any:
+    raise Stopped(child.shortened(why))
 
 
 def write_csv(path: Path, grades: Sequence[Grade]) -> None:
@@ -159,8 +193,20 @@ def write_csv(path: Path, grades: Sequence[Grade]) -> None:
     with open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
-        writer.writerows((*g[:5], ";".join(g.mistakes), g.says) for g in grades)
+        writer.writerows((_plain(g.student), *g[1:5], ";".join(g.mistakes), _plain(g.says)) for g in grades)
     os.replace(temporary, path)
+
+
+def _plain(text: str) -> str:
+    """What a spreadsheet would take for a formula gets a quote in front."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _read(text: str) -> str:
+    return text[1:] if text[:1] == "'" and text[1:].startswith(_FORMULA) else text
+
+
+_FORMULA = ("=", "+", "-", "@")
 
 
 def read_csv(path: Path) -> list[Grade]:
@@ -171,8 +217,8 @@ def read_csv(path: Path) -> list[Grade]:
         raise ValueError(f"{path}: wanted the columns {', '.join(COLUMNS)}, as `minglm course grade` writes them")
     return [
         Grade(
-            row["student"], row["exercise"], int(row["points"]), int(row["of"]), float(row["seconds"]),
-            tuple(filter(None, row["mistakes"].split(";"))), row["says"],
+            _read(row["student"]), row["exercise"], int(row["points"]), int(row["of"]), float(row["seconds"]),
+            tuple(filter(None, row["mistakes"].split(";"))), _read(row["says"]),
         )
         for row in rows
     ]  # fmt: skip
