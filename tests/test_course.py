@@ -141,7 +141,7 @@ ROGUES = {  # what the function or the file does -> what is said
     "os.write(3, b'garbage' * 50)": "its process ended|ran for more",
     "raise KeyboardInterrupt": "KeyboardInterrupt",
     "f = lambda: f(); f()": "RecursionError",
-    "return lambda: 0": "returned function, wanted arrays or numbers",
+    "return lambda: 0": r"y is function, wanted float64 \[5, 8\]",
     "return np.array([{}])": "returned ndarray, wanted arrays or numbers",
     "return None": "returned None: does it end in a return",
 }
@@ -206,6 +206,23 @@ def test_a_named_tuple_is_a_tuple(tmp_path):
         "    return Both(dy * up * s * (1 + gate * (1 - s)), dy * gate * s)\n"
     )
     assert grade_file(submission(tmp_path, text, "swiglu_bwd"), EXERCISES["swiglu_bwd"]).passed
+
+
+CACHES = {
+    "class": "class Cache:\n    def __init__(self): self.held = {}\n",
+    "named tuple": "from collections import namedtuple\nOne = namedtuple('One', 'held')\ndef Cache(): return One({})\n",
+    "namespace": "from types import SimpleNamespace\ndef Cache(): return SimpleNamespace(held={})\n",
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_a_cache_may_be_any_object(tmp_path, kind):
+    """It passes `check`, and so it passes here: what cannot cross to the parent stays in the child."""
+    solution = (ROOT / "docs/teaching/solutions/kv_cache.py").read_text("utf-8")
+    text = CACHES[kind] + solution.replace("cache = {} if cache is None", "cache = Cache() if cache is None")
+    text = text.replace("in cache:", "in cache.held:").replace("cache[layer]", "cache.held[layer]")
+    found = grade_file(submission(tmp_path, text, "kv_cache"), EXERCISES["kv_cache"])
+    assert found.passed, found
 
 
 @pytest.mark.parametrize(

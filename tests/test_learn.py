@@ -449,6 +449,7 @@ FRESH = {  # not from the list of known mistakes: each gets a true sentence
         lambda *inputs: tuple(attention_bwd(*inputs)[i] for i in (0, 2, 1)),
         r"dq is right. dk is what dv should be: are they returned in another order\?",
     ),
+    "no cache": ("kv_cache", lambda *inputs: inputs[3], r"^The result: wanted two things, y \[T, H·d\] and the cache"),
     "router, another order": ("router", lambda *inputs: router(*inputs)[::-1], "indices come first, then weights"),
     "router, all experts": (
         "router",

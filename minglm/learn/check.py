@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minglm.learn.child import sentence
+from minglm.learn.child import kind_of, sentence
 from minglm.learn.describe import describe
 from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart, called_once
 from minglm.learn.exercises import EXERCISES
@@ -188,7 +188,7 @@ def _outputs(task: Exercise, function: Callable[..., Any], inputs: Inputs) -> Ou
 def _form(task: Exercise, name: str, found: Array, wanted: Array) -> str | None:
     """What is wrong with the type or the shape of an output."""
     if found.dtype.kind not in "fiub" or (wanted.dtype.kind in "iu") != (found.dtype.kind in "iu"):
-        kind = found.dtype.name if found.ndim or found.dtype.kind in "fiubc" else type(found.item()).__name__
+        kind = found.dtype.name if found.ndim or found.dtype.kind in "fiubc" else kind_of(found.item())
         return f"{name} is {kind}, wanted {wanted.dtype.name} {list(wanted.shape)}."
     return _shapes(task, name, found.shape, wanted.shape) if found.shape != wanted.shape else None
 
@@ -227,6 +227,8 @@ def _sentence(error: BaseException) -> str:
         return str(error)
     others = [step for step in traceback.extract_tb(error.__traceback__) if not _is_ours(step.filename)]
     own = [step for step in others if step.filename == others[0].filename]  # and not the insides of NumPy
+    if not own and isinstance(error, ValueError):  # raised by what calls the function
+        return f"The result: {error}."
     line = f' at line {own[-1].lineno}: "{own[-1].line}"' if own else ""
     return sentence(error, line)
 

@@ -6,6 +6,7 @@ usual tricks; it is no wall against an attacker (docs/teaching/grading.md).
 
 Both sides speak in frames: eight bytes of length, then an npz: the arrays, and the structure around them as JSON. A
 function among the inputs (an expert, a rotation) stays with the parent: the child asks for it by its number and waits.
+An object of the student's own (a cache that is a class) stays with the child, and the parent hands its number back.
 """
 
 import io
@@ -13,8 +14,9 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import decode_source
 from pathlib import Path
@@ -34,23 +36,32 @@ LONGEST = 500  # letters of one sentence
 Ask = Callable[[int, tuple[Any, ...]], Any]  # number of a function of the parent's, what it is given -> its answer
 
 
-def send(stream: BinaryIO, value: Any, functions: list[Any] | None = None) -> None:
-    """Write one frame: numbers, texts, None, arrays, and tuples, lists and dicts of those. Functions are put into
-    `functions`, if there is such a list, and go as their number. Raises ValueError for other things."""
+@dataclass(frozen=True)
+class Held:
+    """What the parent sees of an object of the student's own, such as a cache of some class: the child keeps it."""
+
+    number: int
+    kind: str
+
+
+def send(stream: BinaryIO, value: Any, here: list[Any] | None = None) -> None:
+    """Write one frame: numbers, texts, None, arrays, and tuples, lists and dicts of those. Functions, and objects in
+    what was returned, are put into `here`, if there is such a list, and go as their number. Raises ValueError for other
+    things."""
     arrays: list[Any] = []
-    packed = _packed(value, arrays, functions)
+    packed = _packed(value, arrays, here)
     if (size := sum(array.nbytes for array in arrays)) > FRAME:
         raise ValueError(f"the function returned {size / 1e6:,.0f} MB, wanted at most {FRAME / 1e6:,.0f} MB")
-    structure = json.dumps(packed)
     held = io.BytesIO()
-    np.savez(held, structure=np.array(structure), **{f"a{i}": array for i, array in enumerate(arrays)})
+    np.savez(held, structure=np.array(json.dumps(packed)), **{f"a{i}": array for i, array in enumerate(arrays)})
     stream.write(len(held.getbuffer()).to_bytes(8, "big") + held.getbuffer())
     stream.flush()
 
 
-def receive(stream: BinaryIO, ask: Ask | None = None) -> Any:
-    """Read one frame; arrays come as they were, read-only or not; functions call `ask`. Raises EOFError at the end of
-    the stream, ValueError for a frame that is larger, or becomes larger, than any answer."""
+def receive(stream: BinaryIO, ask: Ask | None = None, here: Sequence[Any] = ()) -> Any:
+    """Read one frame; arrays come as they were, read-only or not; functions call `ask`; what stayed `here` is found
+    again. Raises EOFError at the end of the stream, ValueError for a frame that is larger, or becomes larger, than any
+    answer."""
     length = stream.read(8)
     if len(length) < 8:
         raise EOFError
@@ -59,40 +70,49 @@ def receive(stream: BinaryIO, ask: Ask | None = None) -> Any:
     with np.load(io.BytesIO(stream.read(size)), allow_pickle=False) as file:
         if sum(each.file_size for each in file.zip.infolist()) > 2 * FRAME:
             raise ValueError("a frame that grows when it is unpacked")
-        return _unpacked(json.loads(str(file["structure"])), file, ask)
+        return _unpacked(json.loads(str(file["structure"])), file, ask, here)
 
 
-def _packed(value: Any, arrays: list[Any], functions: list[Any] | None) -> Any:
-    if isinstance(value, tuple | list):
-        return {"list" if isinstance(value, list) else "tuple": [_packed(each, arrays, functions) for each in value]}
-    if isinstance(value, dict):
-        return {"dict": [_packed(pair, arrays, functions) for pair in value.items()]}
+def _packed(value: Any, arrays: list[Any], here: list[Any] | None, depth: int = 0) -> Any:
+    if isinstance(value, Held):
+        return {"back": value.number}
+    kind = next((kind for kind in (tuple, list, dict) if isinstance(value, kind)), None)
+    if kind and (kind is type(value) or depth < 2):  # a named tuple may be what is returned; deeper it is an object
+        parts = value.items() if kind is dict else value
+        return {kind.__name__: [_packed(each, arrays, here, depth + 1) for each in parts]}
     if isinstance(value, np.ndarray | np.generic) and np.asarray(value).dtype.kind in "fiub":
         arrays.append(np.asarray(value))
-        kind = "array" if isinstance(value, np.ndarray) else "number"
-        return {kind: len(arrays) - 1, "writeable": bool(np.asarray(value).flags.writeable)}
+        name = "array" if isinstance(value, np.ndarray) else "number"
+        return {name: len(arrays) - 1, "writeable": bool(np.asarray(value).flags.writeable)}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    if callable(value) and functions is not None:
-        functions.append(value)
-        return {"function": len(functions) - 1}
+    if here is not None and (depth > 1 or callable(value)):
+        here.append(value)
+        return {"stays": len(here) - 1, "kind": type(value).__name__}
     raise ValueError(f"the function returned {type(value).__name__}, wanted arrays or numbers")
 
 
-def _unpacked(packed: Any, file: Any, ask: Ask | None) -> Any:
+def _unpacked(packed: Any, file: Any, ask: Ask | None, here: Sequence[Any]) -> Any:
     for kind in (tuple, list, dict):
         if kind.__name__ in packed:
-            return kind(_unpacked(each, file, ask) for each in packed[kind.__name__])
+            return kind(_unpacked(each, file, ask, here) for each in packed[kind.__name__])
     if "number" in packed:
         return file[f"a{packed['number']}"][()]
     if "array" in packed:
         array = file[f"a{packed['array']}"]
         array.flags.writeable = packed["writeable"]
         return array
-    if "function" in packed and ask is not None:
-        number, known = packed["function"], ask
-        return lambda *given: known(number, given)
+    if "back" in packed:
+        return here[packed["back"]]
+    if "stays" in packed:
+        number, known = packed["stays"], ask
+        return Held(number, packed["kind"]) if known is None else lambda *given: known(number, given)
     return packed["value"]
+
+
+def kind_of(value: Any) -> str:
+    """Name of a value's type, for a sentence."""
+    return value.kind if isinstance(value, Held) else type(value).__name__
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------
@@ -272,6 +292,8 @@ def serve(file: Path, name: str, hidden: Path) -> NoReturn:
         function = None
         send(answers, ("error", _sentence(error, file)))
 
+    kept: list[Any] = []
+
     def ask(number: int, given: tuple[Any, ...]) -> Any:
         send(answers, ("call", number, given))
         kind, answer = receive(questions)
@@ -281,12 +303,12 @@ def serve(file: Path, name: str, hidden: Path) -> NoReturn:
 
     while function is not None:
         try:
-            inputs = receive(questions, ask)
+            inputs = receive(questions, ask, kept)
         except EOFError:
             break
         try:
             with np.errstate(all="ignore"):
-                send(answers, ("answer", function(*inputs)))
+                send(answers, ("answer", function(*inputs)), kept)
         except BaseException as error:
             send(answers, ("error", _sentence(error, file)))
     os._exit(0)
