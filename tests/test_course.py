@@ -163,7 +163,8 @@ def test_a_rogue_harms_nobody_and_is_told_why(tmp_path, does):
 @pytest.mark.skipif(sys.platform == "win32", reason="its bounds are those of POSIX")
 def test_a_clone_s_solutions_are_not_read(tmp_path, monkeypatch):
     """An editable install puts the whole repository on the path."""
-    (tmp_path / "clone" / "minglm").mkdir(parents=True)
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "pyproject.toml").touch()
     (tmp_path / "clone" / "solution.py").write_text("secret", "utf-8")
     hook = f"import sys; sys.path.append({str(tmp_path / 'clone')!r})\n"
     started = tmp_path / "child.py"
@@ -398,6 +399,7 @@ def test_a_table_comes_back_and_is_counted(tmp_path):
         Grade("bob", "router", 1, 4, 0.1, ("softmax", "no_scale"), 'says "two, things"\nand more'),
         Grade("cyd", "router", 1, 4, 0.1, ("softmax",), ""),
         Grade("dan", "router", 0, 4, 0.1, (), "No answer"),
+        Grade("eva", "router", 1, 4, 0.1, ("without_norm_over_K",), ""),
     ]
     write_csv(tmp_path / "grades.csv", grades)
     assert read_csv(tmp_path / "grades.csv") == grades
@@ -405,6 +407,7 @@ def test_a_table_comes_back_and_is_counted(tmp_path):
         ("the scores are a softmax over all experts (OLMoE and Qwen do so)", 2),
         ("(not recognised)", 1),
         ("the scale is missing, or divided away again", 1),
+        ("this was not heeded: With `normalise` the weights are divided by K, not by their sum.", 1),
     ]
 
 

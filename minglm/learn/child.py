@@ -209,7 +209,7 @@ def _bound_doings(hidden: Path) -> None:
 
     installed = tuple({folder(sys.prefix), folder(sys.base_prefix)})
     paths = {folder(place) for place in sys.path if place and os.path.isdir(place)}
-    clones = {path for path in paths if os.path.isdir(path + "minglm") and not path.startswith(installed)}
+    clones = {path for path in paths if os.path.isfile(path + "pyproject.toml") and not path.startswith(installed)}
     own = (*installed, *(paths - clones))
     closed = (folder(hidden), *(path + "minglm" + os.sep for path in paths))
     forbidden, reads, unheard, writes = _FORBIDDEN + _CHANGES, _READS, _UNHEARD_MODULES, _WRITES

@@ -239,6 +239,11 @@ def report(grades: Sequence[Grade]) -> list[Commonest]:
         if each.points < each.of:
             counts.update((each.exercise, mistake) for mistake in each.mistakes or ("",))
     clauses = {(name, m.id): m.says for name in {g.exercise for g in grades} for m in exercise(name).mistakes}
+    clauses |= {
+        (name, f"without_{d.id}"): f"this was not heeded: {d.asks}"
+        for name in {g.exercise for g in grades}
+        for d in exercise(name).designs
+    }
     clauses |= {(name, ""): "(not recognised)" for name in {g.exercise for g in grades}}
     clauses |= {(name, "as_glm45"): "this is GLM-4.5's own, not the variant" for name, _ in list(clauses)}
     rows = [Commonest(name, clauses.get((name, id), id), count) for (name, id), count in counts.items()]
