@@ -121,7 +121,9 @@ ROGUES = {  # what the function or the file does -> what is said
     "os.fsdecode = lambda place: np.__file__; open('/etc/hostname')": "may not read or write files",
     "import _posixsubprocess as p; p.fork_exec()": "may not do this: _posixsubprocess.fork_exec",
     "import multiprocessing as m; m.get_context('spawn').Process().start()": "may not do this: _posixsubprocess",
-    "import _xxsubinterpreters as i; i.create()": "RuntimeError|ModuleNotFoundError",
+    "__import__('_interpreters' if sys.version_info >= (3, 13) else '_xxsubinterpreters').create()": (
+        "may not do this: _(xxsub)?interpreters.create"
+    ),
     "os.remove('/nowhere')": "may not do this: os.remove",
     "os.system('true')": "may not do this: os.system",
     "os.fork()": "may not do this: os.fork",

@@ -132,7 +132,6 @@ _FORBIDDEN = (
     "sqlite3.",
     "winreg.",
     "_winapi.CreateProcess",
-    "cpython.PyInterpreterState_New",  # in another interpreter there is no hook
     "os.chdir",  # what a relative path means would depend on it
 )
 _CHANGES = (
@@ -159,6 +158,8 @@ _UNHEARD_FUNCTIONS = (
     "_posixsubprocess.fork_exec",
     *(f"{module}.{name}" for module in ("os", "posix") for name in ("mkfifo", "mknod", "setpriority")),
     "signal.pidfd_send_signal",
+    "_xxsubinterpreters.create",  # in another interpreter there is no hook
+    "_interpreters.create",
 )
 
 
@@ -187,7 +188,7 @@ def _bound_memory() -> None:
 
 
 def _take_away() -> None:
-    """Functions that start processes, signal others and make files without telling a hook."""
+    """Functions that start processes or interpreters, signal others and make files without telling a hook."""
     for name in _UNHEARD_FUNCTIONS:
         module, _, function = name.partition(".")
 
