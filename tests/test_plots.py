@@ -44,7 +44,7 @@ def test_load_says_what_it_shows(tmp_path):
     assert isinstance(figure, Figure)
     title = ax.get_title(loc="left")
     assert "glm-nano" in title
-    assert "1 layer, E = 4, k = 2, T = 4 tokens; uniform = 2 picks" in title
+    assert "1 layer, E = 4, K = 2, T = 4 tokens; uniform = 2 picks" in title
     assert texts(ax) == ["2.00", "1.00", "1.00", "0.00"]
     assert labels(ax.yaxis) == ["7"]
     assert bar.get_ylabel() == "picks ÷ uniform"
@@ -95,7 +95,7 @@ def test_picks_say_what_they_show(tmp_path):
     assert texts(ax) == [f"{expert}\n{weight:.2f}" for expert, weight in pairs]
     assert labels(ax.yaxis)[:2] == ["0  a\\n", "1  ␣$x$"]
     assert labels(ax.xaxis) == ["1", "2"]
-    assert ax.get_title(loc="left").endswith("2 layers, E = 8, k = 2, T = 3 tokens")
+    assert ax.get_title(loc="left").endswith("2 layers, E = 8, K = 2, T = 3 tokens")
     assert bar.get_ylabel() == "expert"
     draw(plot_picks(indices, weights, ["a\n", " $x", "$\\frac$"], 8), tmp_path)  # no formula is read into it
 

@@ -1,4 +1,4 @@
-# %% [markdown] translated_from="00-tour.py" sha256="19ce42de56b8de1c3d9a42b1266c826e73f96812370a7b67d1424c2e19242c32"
+# %% [markdown] translated_from="00-tour.py" sha256="4f5e0d776a72a1f4d26ce7680d10cfd3aa7f3e2b75d770d1abb95ecb7419a8fe"
 # # 00 · 导览：十分钟看懂 GLM-4.5
 #
 # *阅读 10 分钟 · 运行 10 秒 · 需要 Python 和矩阵乘法*
@@ -34,6 +34,8 @@ assert counts.report_total // 10**9 == 355  # as its authors count
 assert counts.report_active // 10**9 == 32
 
 # %% [markdown]
+# （MTP：多猜一个词元的附加层，见 [09](09-mtp.ipynb)。）
+#
 # ## 从文字到一行行数字
 #
 # 提示词先被切成**词元**，每个词元再换成一张表中的一行，这一行就是它的**词嵌入**（embedding）。详见 [01-tokens](01-tokens.ipynb)。`trace` 会运行模型，并按名字保留它算出的每一个数组。

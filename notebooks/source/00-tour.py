@@ -40,6 +40,8 @@ assert counts.report_total // 10**9 == 355  # as its authors count
 assert counts.report_active // 10**9 == 32
 
 # %% [markdown]
+# (MTP: a further layer that guesses one token more, [09](09-mtp.ipynb).)
+#
 # ## From text to rows of numbers
 #
 # A prompt is cut into **tokens**, and each becomes a row of a table, its **embedding**. More in

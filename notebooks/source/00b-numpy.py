@@ -174,6 +174,9 @@ print(table.shape, trace.ids.shape, "->", rows.shape)
 # %% [markdown]
 # **Who is picked?** `argsort` sorts upwards, so the scores are negated. `kind="stable"` keeps equal ones in order, the
 # lower number first. Without that word the order of equal scores is up to the library, and may differ between machines.
+#
+# `argsort` of an order gives the way back: if `order = np.argsort(x)`, then `rank = np.argsort(order)` says at which
+# place each entry of x stands.
 
 # %%
 biased = trace["layers.1.mlp.biased_scores"]  # [N, E]
@@ -341,8 +344,8 @@ np.testing.assert_allclose(shifted / shifted.sum(), minglm.model.softmax(large))
 # each row's own columns `take_along_axis`, equals a stable sort. Reshape cuts and transpose moves; a slice is a view
 # and an index array a copy. Float64 comes in by constants, and float32 agrees to about seven digits.
 #
-# The mistakes shown here all have the right shape. That is why the next notebooks compare every step with the model's
-# own arrays. They begin with text: [01-tokens](01-tokens.ipynb).
+# Most of the mistakes shown here have the right shape. That is why the next notebooks compare every step with the
+# model's own arrays. They begin with text: [01-tokens](01-tokens.ipynb).
 #
 # ## Questions
 #

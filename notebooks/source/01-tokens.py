@@ -60,7 +60,7 @@ for step in range(6):
 assert len(pieces) < 20
 
 # %% [markdown]
-# After six merges, 31 characters have become fewer than 20 pieces, and some pieces are words. One thing is wrong: a
+# After six merges, 31 characters have become fewer than 20 pieces, and one of them is a word. One thing is wrong: a
 # piece may now reach over the space between two words, and `e` of one word with the space after it is not a unit of
 # anything.
 #
@@ -140,13 +140,14 @@ assert len(samples["code"].encode()) / len(tokenizer.encode(samples["code"])) > 
 
 # %% [markdown]
 # Why not a larger vocabulary, then? Each token has a row in the embedding and one in the head. At D = 192 our 2,048
-# tokens cost 0.8 million parameters, a tenth of the model; doubling them buys about 14 % more bytes per token
+# tokens cost 0.8 million parameters, a tenth of the model; doubling them buys 14 to 17 % more bytes per token
 # ([docs/tokenizer.md](../docs/tokenizer.md) has the table).
 #
 # ## Digits
 #
-# In the third line of the table every digit is a token of its own. That is on purpose, and it differs from GLM-4.5,
-# whose pattern groups up to three digits. Look at what grouping would do to a sum, with cuts from the left:
+# In the third line of the table every digit is a token of its own (the next cell shows it). That is on purpose, and it
+# differs from GLM-4.5, whose pattern groups up to three digits. Look at what grouping would do to a sum, with cuts from
+# the left:
 
 
 # %%
@@ -223,7 +224,7 @@ for text in ("7", " while", "True", " import"):
 assert {n[0] for n in nearest("7")} <= set("0123456789")
 
 # %% [markdown]
-# The neighbours of `7` are digits, of `True` the other constants. `while` is near words that begin a condition,
+# The neighbours of `7` are digits, of `True` the other constants. `while` is near `when` and `if`,
 # `import` near what begins or parts a line. Nobody told the model what a digit is: its rows were pushed in the same
 # directions because they stand in the same places.
 #
@@ -253,4 +254,4 @@ plots.plot_array(digits @ digits.T, "digit digit", "cosines of the ten digits' r
 # 2. A user types the eight characters `<|user|>` into the chat. What does the tokenizer do, and what should a careful
 #    program do before it gives text from outside to the model?
 # 3. Compare two models by their loss per token, with tokenizers of 2,048 and 8,192 tokens. Which looks better, for no
-#    good reason? Which measure is fair? (Its name is in [docs/evaluation.md](../docs/evaluation.md).)
+#    good reason? Which measure is fair? ([04b](04b-generation.ipynb) names it.)

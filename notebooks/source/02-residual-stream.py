@@ -135,9 +135,10 @@ assert np.sqrt((inside**2).mean()) < 0.1 < np.sqrt((outside**2).mean())
 # Inside the root, ε = 10⁻⁵ means: rows smaller than √ε ≈ 0.003 stay small. Outside, they would be blown up to size
 # 1.
 #
-# Each layer has two norms with weights of their own, q and k have theirs inside attention
-# ([04](04-attention.ipynb)), and a last one stands before the head. Their weights start at 1 and are trained. A
-# column with a large weight is listened to, one with a small weight is not:
+# Each layer has two norms with weights of their own, q and k have theirs inside attention ([04](04-attention.ipynb)),
+# and a last one stands before the head. Their weights start at 1 and are trained. A column with a large weight is
+# listened to, one with a small weight is not. (Compare within a layer: the size of all of them together can be made up
+# for by the matrix that reads.)
 
 # %%
 for i in range(6):
@@ -205,12 +206,13 @@ changed = model.forward(trace.ids, tap=forget).logits[0]
 moved = np.abs(changed - trace["logits"][0]).max(axis=-1)  # [T]
 for t, token in enumerate(trace.tokens):
     print(f"{t:2} {token!r:10} {moved[t]:6.2f}")
-assert (moved[:9] == 0).all()
+assert moved[:9].max() < 1e-4
 assert np.allclose(moved[[10, 11]] / moved[9], [2 / 3, 1 / 2], atol=0.03)
 assert moved[12:].max() < moved[9] / 6
 
 # %% [markdown]
-# Tokens before it have not moved at all, since nobody looks ahead. Token 9 itself is lost. The two digits after it
+# Tokens before it have not moved, but for rounding (an expert multiplies the rows of several tokens together), since
+# nobody looks ahead. Token 9 itself is lost. The two digits after it
 # still move by two thirds and by half as much, tokens further on by a seventh or less: all of them had looked at token
 # 9 in layers 0 to 2, which still happened, and miss it in 3 to 5.
 #
@@ -228,5 +230,6 @@ assert moved[12:].max() < moved[9] / 6
 #    all point the same way? Which of the two is nearer to what layers 0 to 5 do here?
 # 2. The weight of a norm could be multiplied into the matrix that reads it, and the norm's weight set to 1. Do it for
 #    `layers[3].input_layernorm` and q, k, v (their biases too?) and check that the logits stay. (Records are tuples:
-#    write into the arrays, `weight[:] *= w`, on a model that you load for it.)
+#    write into the arrays of
+#    `self_attn.q_proj`, `k_proj`, `v_proj`, `weight[:] *= w` with weights [out, in], on a model that you load for it.)
 # 3. Swap two tokens' states in `layers.2.out`. Which logits move, and do they become each other's?

@@ -53,12 +53,16 @@ def loss(ids, reader=model, **options):
 
 right, nowhere = loss(ids), loss(ids, positions=np.zeros_like(ids))
 assert nowhere > right + 1
+share = np.bincount(ids[0])[np.unique(ids)] / ids.size  # of each token that occurs
+counts_only = -(share * np.log(share)).sum()
 print(f"{ids.size} tokens: loss {right:.2f}; all at position 0: {nowhere:.2f}")
+print(f"knowing only how often each token occurs in this text: {counts_only:.2f}; knowing nothing: {np.log(2048):.2f}")
+assert counts_only > nowhere > counts_only - 0.5
 
 # %% [markdown]
 # Without positions a layer sees a bag of words: which ones came earlier, for nobody may look ahead, but not in which
 # order. (Through several layers some order leaks back, since each token sees one more than the one before it; this
-# model was not trained to use that.) Most of what it knows about Python is gone.
+# model was not trained to use that.) Little is left of what it knows about Python beyond how often each token occurs.
 #
 # ## A pair of numbers, turned
 #
@@ -80,7 +84,9 @@ for t, s in [(7, 5), (107, 105), (7, 4)]:
 assert np.isclose(turn(east, 107 * phi) @ turn(east, 105 * phi), np.cos(2 * phi))
 
 # %% [markdown]
-# Only the distance matters. Both points were turned, and a dot product sees nothing but the angle between them.
+# Only the distance matters. Both points were turned, and a dot product sees nothing but the angle between them. (Here
+# query and key are the same vector, so 2 before and 2 after give the same. A head's query and key differ: with `east`
+# for the one and `turn(east, 1)` for the other the sign of the distance counts, too.)
 #
 # One pair has a weakness: a clock hand comes round again. With φ = 0.3 a distance of 21 looks almost like a distance
 # of 0, because 21 · 0.3 = 6.3 is a full turn. So a head gets many pairs, with many speeds, as a clock has a hand for

@@ -167,9 +167,9 @@ plots.plot_attention(tap["probs"], trace.tokens, kv_heads=config.num_key_value_h
 # %% [markdown]
 # Down stand the tokens that ask, across those they look at; dark is much. In the lower row three of the four tokens of
 # the second `width` and `height` (`␣w`, `idth`, `␣he`) find what followed the first; `ight` prefers `␣*`, what followed
-# the last *name*. The first `height` already does as much with the `width` before it: the darkest cells are `␣he`,
-# which looks at `idth`, and `ight`, at the comma. Tokens that find nothing look at `def`, the first column. The upper
-# row looks at the last bracket, comma, line end, `return` or `*`, wherever that is.
+# the last *name*. The first `height` already does as much with the `width` before it: among the darkest cells are
+# `␣he`, which looks at `idth`, and `ight`, at the comma. Tokens that find nothing look at `def`, the first column. The
+# upper row looks at the last bracket, comma, line end, `return` or `*`, wherever that is.
 
 # %%
 lower = tap["probs"][3:].mean(axis=0)  # [T, S], heads 3, 4, 5
@@ -179,9 +179,9 @@ assert lower[16, 9] < 0.2
 print("token 16 looks at:", {trace.tokens[s]: lower[16, s].round(2) for s in np.argsort(-lower[16])[:3]})
 
 # %% [markdown]
-# Sharing keys does not force heads to look at the same place: their queries differ. Still, heads of one group are
-# more alike than others. The measure: half the sum of |p − p′|, which is 0 for equal shares and 1 for shares without
-# overlap.
+# Sharing keys does not force heads to look at the same place: their queries differ. Still, in some layers heads of one
+# group are more alike than others. The measure: half the sum of |p − p′|, which is 0 for equal shares and 1 for shares
+# without overlap.
 
 # %%
 full = model.trace(trace.ids, keep="layers.*.self_attn.probs")
@@ -204,6 +204,7 @@ for layer in range(6):
 
 # %%
 def empty_one(name, array):
+    array = array.copy()
     if name == "layers.4.self_attn.v":
         array[:, :, 1] = 0
         return array

@@ -39,7 +39,8 @@ print("experts\n", indices.T, "\nweights\n", weights.T)
 # ones near 0; then it multiplies `up`, entry by entry. `down` makes D numbers again. The whole is called SwiGLU
 # (arXiv 2002.05202).
 #
-# The order matters: silu is on the gate, and only there. Here is expert 3, on token 0, which picked it first.
+# (This `gate` is not the router's, though the files call both so.) The order matters: silu is on the gate, and only
+# there. Here is expert 3, on token 0, which picked it first.
 
 # %%
 e, token = 3, 0
@@ -166,7 +167,7 @@ picture = plots.Picture(figsize=(7, 3.2), layout="constrained")
 axes = picture.add_subplot(xlabel="layer", ylabel="mean length of a row", xticks=list(layers))
 for part, shift, colour, hatch in (("routed", -0.2, "#0072b2", ""), ("shared", 0.2, "#e69f00", "//")):
     axes.bar(np.array(layers) + shift, size[part], 0.4, color=colour, hatch=hatch, edgecolor="black", label=part)
-axes.set_title(f"What experts write into the stream: glm-tiny, k = {K}, E = 16, T = {N} tokens", fontsize=10)
+axes.set_title(f"What experts write into the stream: glm-tiny, K = {K}, E = 16, T = {N} tokens", fontsize=10)
 axes.legend(fontsize=9)
 picture
 
@@ -252,7 +253,7 @@ assert read(glm, 1)[0] == round(read(glm, 1)[1])
 # ## How much of the model a token uses
 #
 # Now the numbers of the question, counted from the configs. The *trunk* is everything but embedding, head and MTP
-# layer; the report counts the MTP layer too, and of a token what it uses.
+# layer; the report counts trunk and MTP layer; as active it counts what one token uses of both.
 
 # %%
 for name in ("glm-tiny", "GLM-4.5-Air", "GLM-4.5"):

@@ -541,6 +541,8 @@ for its, name in ((config, "glm-tiny"), (big, "GLM-4.5")):
     print(f"{'':9} at most {estimate_bytes(its, 1, 10) / 1e6:,.1f} MB for every array of ten tokens, in float32")
 
 # %% [markdown]
+# (The tour had 28 %: here embedding, head and MTP layer are left out.)
+#
 # ## What was learnt
 #
 # A forward step is one stream of rows: the sum of 13 parts here, and of 185 in GLM-4.5. Each part but the first is
@@ -552,8 +554,8 @@ for its, name in ((config, "glm-tiny"), (big, "GLM-4.5")):
 #
 # ## Questions
 #
-# 1. `model.forward(ids, tap=lambda name, array: array * 0 if name == "layers.4.self_attn.o" else None)` leaves one part
-#    out. Does the logit of ` b`, above the average, fall by the length of its bar? Why not?
+# 1. `model.forward(ids[None], tap=lambda name, array: array * 0 if name == "layers.4.self_attn.o" else None)` leaves
+#    one part out. Does the logit of ` b`, above the average, fall by the length of its bar? Why not?
 # 2. Trace the prompt with `(c` for `(a`. Which rows stay the same, but for rounding? And why is there rounding at all?
 #    (Which experts do the rows share, and with how many tokens are they multiplied together?)
 # 3. Take the ten tokens, and then ` b`, through the model with `cache = model.new_cache()`. In the second step, which

@@ -13,8 +13,9 @@
 # How evenly does a router share its tokens out among the experts, what keeps it so, and what would happen without?
 #
 # We need text that the models have not been trained on, of several kinds, as a router may be even on the whole and
-# one-sided on each kind. `minglm` has five: Python code, English prose, sums with direct answers, sums with worked
-# answers, and conversations.
+# one-sided on each kind. `minglm` has five: Python code, English prose, small puzzles with direct answers (sums,
+# sorting, counting letters, following arrows, number words in English and Chinese), the same puzzles with the working
+# written out, and conversations.
 
 # %%
 import numpy as np
@@ -195,8 +196,9 @@ plots.plot_load_over_training(moments, E, steps, layer=0, layers=(1, 2, 3), name
 # step 400 it has half of what it had, and from step 600 on the mean MaxVio is 1 or less.
 #
 # Read the second picture from top to bottom. In the first thirty steps another expert is busiest each time; from step
-# 100 on it is nearly always 15, only less and less so. (The two scales differ: black is 8 times the fair share in the
-# first picture and 3.7 times in the second.) A load *averaged over the run* is flatter than that of most moments.
+# 100 on it is 15 at every moment but one: at step 200 with 3.7 times its share, from 400 on with less than twice. (The
+# two scales differ: black is 8 times the fair share in the first picture and 3.7 times in the second.) A load *averaged
+# over the run* is flatter than that of most moments.
 
 # %%
 each = np.array([routing.max_violation(routing.load(moment, E)) for moment in moments])  # [moment, layer]
@@ -235,14 +237,18 @@ for d, name in enumerate(DOMAINS):
     ax.plot([], [], marks[d], color=colours[d], label=name)
 ax.hlines(together, np.arange(layers) + 0.6, np.arange(layers) + 1.4, "black", lw=2, label="all rows together")
 ax.axhline(by_dice, color="black", ls="--", label="dice, 256 tokens")
-ax.set(xlabel="layer", ylabel="MaxVio", title=f"glm-tiny, k = {K} of E = {E}: each row of 256 tokens, and all {T:,}")
+ax.set(
+    xlabel="layer",
+    ylabel="MaxVio",
+    title=f"glm-tiny, K = {K} of E = {E}: each row of 256 tokens (8 of a kind), and all {T:,}",
+)
 ax.legend(fontsize=9, ncols=2, loc="upper left")
 ax.set_ylim(0, 1.35 * of_rows.max())
 figure
 
 # %% [markdown]
 # Every single row (a mark) is further from even than all rows together (the long bar), and above what dice would give
-# for so few tokens (dashed). The most one-sided are some sums with direct answers, in layers 2 and 5: few different
+# for so few tokens (dashed). The most one-sided are some puzzles with direct answers, in layers 2 and 5: few different
 # tokens, over and over. One kind overworks these experts, another kind those, and in the total it cancels.
 #
 # That is how it should be, if experts are to differ at all. It is also why the load of a whole run says little about a

@@ -83,7 +83,7 @@ for start, end in zip([0, *changes], [*changes, len(line)], strict=True):
 for i in changes:
     ax.axvline((line[i] + line[i - 1]) / 2, color="black", linestyle="--", linewidth=1)
 ax.set(xlabel="t: the router's matrix is W + t·U", ylabel="output, projected; experts below")
-ax.set_title("The output for one token along a line, layer 2 of glm-tiny, E = 16, k = 2", fontsize=10, loc="left")
+ax.set_title("The output for one token along a line, layer 2 of glm-tiny, E = 16, K = 2", fontsize=10, loc="left")
 figure
 
 # %% [markdown]

@@ -429,7 +429,7 @@ for label, style, colour in (("Muon", "-", "#0072b2"), ("Muon, balanced", "--", 
 above.hlines([0, 3], 0, 200, colors="black", linestyles=":", linewidth=1)
 below.plot([m.bias[2] for m in runs["Muon, balanced"][1]], linewidth=1)
 above.set(
-    ylabel="MaxVio", ylim=(-0.2, 4.4), title=f"Load with and without the rule, E = 8, k = 2, {12 * 64} tokens a step"
+    ylabel="MaxVio", ylim=(-0.2, 4.4), title=f"Load with and without the rule, E = 8, K = 2, {12 * 64} tokens a step"
 )
 below.set(xlabel="step", ylabel="selection bias, layer 2")
 above.legend(fontsize=9, ncols=2, loc="upper right")

@@ -404,7 +404,7 @@ axes = picture.add_subplot(xlabel="tenth of the choices, smallest margins first"
 axes.bar(np.arange(1, 11), shares, color="#8cbfe0", edgecolor="#0072b2", hatch="//")
 axes.axhline(100 * changed.mean(), color="black", linestyle="--", label=f"all choices, {changed.mean():.1%}")
 axes.set_xticks(range(1, 11))
-said = f"5 layers, E = 16, k = 2, T = {ids.size:,} tokens"
+said = f"5 layers, E = 16, K = 2, T = {ids.size:,} tokens"
 axes.set_title(f"glm-tiny in mxfp4: tokens that see other experts, by margin\n{said}", fontsize=10, loc="left")
 axes.legend(fontsize=9)
 assert shares[0] > 3 * shares[4]

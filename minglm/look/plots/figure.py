@@ -141,12 +141,12 @@ def unhidden(text: str) -> str:
 
 
 def sizes(layers: int, experts: int, K: int) -> str:
-    return f"{layers} layer{'s' if layers != 1 else ''}, E = {experts}, k = {K}"
+    return f"{layers} layer{'s' if layers != 1 else ''}, E = {experts}, K = {K}"
 
 
 def facts(number: int, experts: int, K: int, T: int) -> str:
     """What every plot of one layer says."""
-    return f"layer {number}, E = {experts}, k = {K}, {tokens_said(T)}"
+    return f"layer {number}, E = {experts}, K = {K}, {tokens_said(T)}"
 
 
 def tokens_said(T: int) -> str:

@@ -113,7 +113,7 @@ def plot_paths(
     title(
         ax,
         f"Paths of first choices{named(name)}: boxes are experts, as high as their share of the tokens",
-        f"E = {experts}, k = {K} (the first of them), {tokens_said(T)}; {others}",
+        f"E = {experts}, K = {K} (the first of them), {tokens_said(T)}; {others}",
     )
     return figure
 

@@ -136,7 +136,7 @@ def plot_selection(
     title(
         ax,
         f"One token's choice{named(name)}: scores before (bars) and after (◆) the selection bias",
-        f"token {token}{text}, layer {layer_numbers(layers, count)[layer]}, E = {E}, k = {K}, {tokens_said(T)}",
+        f"token {token}{text}, layer {layer_numbers(layers, count)[layer]}, E = {E}, K = {K}, {tokens_said(T)}",
     )
     return figure
 

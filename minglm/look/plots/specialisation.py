@@ -87,7 +87,7 @@ def plot_domains(
     figure_title(
         figure,
         f"Experts by domain{named(name)}: % of the domain's tokens that went to each expert",
-        f"{_of(places, count)}, E = {experts}, k = {K}, {tokens_said(T)}, {len(names)} domains{few}\n"
+        f"{_of(places, count)}, E = {experts}, K = {K}, {tokens_said(T)}, {len(names)} domains{few}\n"
         f"dashed: uniform, K/E = {K / experts:.1%}; {how}: {within}, ± 2 standard deviations",
     )
     return figure
