@@ -224,7 +224,7 @@ BY_HAND = {  # exercise -> what the reference gives, what it should be by hand, 
         [f"{0.6 * (3.4445 - 4.7750 * 0.36 + 2.0315 * 0.36**2):.3f}", "0.6", "0.8"],
     ),
     "mtp_input": (
-        lambda: of("mtp_input", np.ones((4, 1)), [7, 3, 5, 2], np.ones((8, 1)), *np.ones((3, 1)), np.ones((1, 2)), 0)[1],
+        lambda: of("mtp_input", np.ones((4, 1)), [7, 3, 5, 2], np.ones((8, 1)), *np.ones((3, 1)), [[1, 1]], 0)[1],
         [5, 2, -100],
         ["3", "5"],
     ),
@@ -413,7 +413,7 @@ VALUES = {  # exercise.mistake -> a number that the question states, and what th
     "bias_update.absent_only": (
         0, lambda: of("bias_update", np.zeros(2), [[0], [1], [1], [1]], [True] * 4, 1.0, update="absent only")[0],
     ),
-    "attend_bwd.no_scale": ([5**0.5] * 2, lambda: quotient("attend_bwd", "dq", scale="none")),
+    "attend_bwd.no_scale": ([5**0.5] * 2, lambda: quotient("attend_bwd", "dk", scale="none")),
     "attend_bwd.scale_twice": ([5**-0.5] * 2, lambda: quotient("attend_bwd", "dk", scale="twice")),
     "attend_bwd.scale_q_only": ([5**0.5] * 2, lambda: quotient("attend_bwd", "dk", scale="q only")),
     "attend_bwd.mean_group": ([1 / 3] * 2, lambda: quotient("attend_bwd", "dv", group="mean")),
