@@ -6,6 +6,7 @@ variant equals it, too. Then two mistakes at once are tried. Where nothing fits,
 function that does more than it must passes, and is told how much: counted, not timed.
 """
 
+import json
 import traceback
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -58,15 +59,23 @@ class Report(NamedTuple):
     def headline(self) -> str:
         return f"{self.exercise}: public checks passed, {self.earned} of {len(self.points)} points"
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What stands below the points: the sentences, and a line to paste for who is stuck."""
+        if self.passed:
+            return self.says
+        known = f", {json.dumps(self.mistakes)}" if self.mistakes else ""  # double quotes, as in the rest
+        return (*self.says, f'Stuck? hint("{self.exercise}", 1{known})')
+
     def __repr__(self) -> str:
         rows = [(point.name, "passed" if point.passed else "not yet") for point in self.points]
-        return "\n".join([self.headline, table(rows, ("point", "")), *self.says])
+        return "\n".join([self.headline, table(rows, ("point", "")), *self.lines])
 
     def _repr_html_(self) -> str:
         from html import escape
 
         rows = [(point.name, "passed" if point.passed else "not yet") for point in self.points]
-        return html_table(rows, ("point", ""), self.headline) + "".join(f"<p>{escape(line)}</p>" for line in self.says)
+        return html_table(rows, ("point", ""), self.headline) + "".join(f"<p>{escape(line)}</p>" for line in self.lines)
 
 
 class Stopped(Exception):

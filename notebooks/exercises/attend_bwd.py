@@ -2,7 +2,7 @@
 
 attend_bwd(dy [T, H, d], q [T, H, d], k [S, G, d], v [S, G, d], probs [H, T, S]) -> dq, dk, dv, shaped as q, k, v,
 for y = probs · v, probs = softmax(q · k / √d), where query head h reads key/value head h // (H // G). Notebook
-10b; docs/derivations/attention.md.
+10b; docs/derivations/softmax-and-attention.md.
 
 Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
 failed. Stuck? hint("attend_bwd", 1), then 2, then 3: from minglm.learn import hint

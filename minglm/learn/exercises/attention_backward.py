@@ -77,7 +77,7 @@ EXERCISE = Exercise(
     minutes=40,
     brief="attend_bwd(dy [T, H, d], q [T, H, d], k [S, G, d], v [S, G, d], probs [H, T, S]) -> dq, dk, dv, shaped as "
     "q, k, v, for y = probs · v, probs = softmax(q · k / √d), where query head h reads key/value head h // (H // G). "
-    "Notebook 10b; docs/derivations/attention.md.",
+    "Notebook 10b; docs/derivations/softmax-and-attention.md.",
     reference=reference,
     cases=cases,
     mistakes=(

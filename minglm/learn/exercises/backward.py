@@ -109,7 +109,7 @@ RMS_NORM = Exercise(
     name="rms_norm_bwd",
     minutes=25,
     brief="rms_norm_bwd(dy [N, D], x [N, D], weight [D], eps) -> dx [N, D], dweight [D]. Notebook 10a, "
-    "docs/derivations/rms_norm.md.",
+    "docs/derivations/rms-norm.md.",
     reference=rms_norm_bwd,
     cases=_norm_cases,
     mistakes=(
