@@ -92,7 +92,7 @@ def test_hints_with_and_without_mistakes():
     assert hint("router", 3, language="zh") == known["by_hand"]["zh"]
 
 
-@pytest.mark.parametrize(("name", "mistake"), [(name, each) for name in EXERCISES for each in MISTAKES[name]])
+@pytest.mark.parametrize(("name", "mistake"), [(name, each) for name in EXERCISES for each in sorted(MISTAKES[name])])
 def test_each_mistake_has_steps_1_and_2(name, mistake):
     assert hint(name, 1, [mistake]) == hints()[name]["question"][mistake]["en"]
     flags = [flag for m in EXERCISES[name].mistakes if m.id == mistake for flag in m.flags]

@@ -104,7 +104,7 @@ def test_cut_picks_say_so(tmp_path):
     indices, weights = routing(T=30, layers=10, E=32, K=8)
     figure = plot_picks(indices, weights, ["token"] * 30, 32, limit=5)
     ax = figure.axes[0]
-    assert "k = 8 (the first 4 shown), T = 30 tokens (the first 5 shown)" in ax.get_title(loc="left")
+    assert "K = 8 (the first 4 shown), T = 30 tokens (the first 5 shown)" in ax.get_title(loc="left")
     assert [text.split("\n")[0] for text in texts(ax)[:4]] == [f"{e}" for e in indices[0, 0, :4]]
     assert len(texts(ax)) == 5 * 10 * 4
     draw(figure, tmp_path)
