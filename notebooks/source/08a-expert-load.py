@@ -237,8 +237,7 @@ for d, name in enumerate(DOMAINS):
     ax.plot([], [], marks[d], color=colours[d], label=name)
 ax.hlines(together, np.arange(layers) + 0.6, np.arange(layers) + 1.4, "black", lw=2, label="all rows together")
 ax.axhline(by_dice, color="black", ls="--", label="dice, 256 tokens")
-said = f"glm-tiny, K = {K} of E = {E}: rows of 256 tokens (8 of a kind), all {T:,}"
-ax.set(xlabel="layer", ylabel="MaxVio", title=said)
+ax.set(xlabel="layer", ylabel="MaxVio", title=f"glm-tiny, K = {K} of E = {E}: rows of 256 tokens (8 a kind), all {T:,}")
 ax.legend(fontsize=9, ncols=2, loc="upper left")
 ax.set_ylim(0, 1.35 * of_rows.max())
 figure
