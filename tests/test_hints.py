@@ -452,3 +452,10 @@ def test_numbers_that_a_question_states_are_the_variant_s(place):
     assert mistake in hints()[name]["question"]
     wanted, variant = VALUES[place]
     np.testing.assert_allclose(variant(), wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_who_answers_the_book_s_task_is_sent_back_to_the_term_s():
+    report = check("router", EXERCISES["router"].reference, term="spec-7")
+    assert report.mistakes == ("as_glm45",)
+    assert "In this version" in hint("router", 1, report.mistakes)
+    assert "In this version" in hint("router", 1, report.mistakes, "zh")

@@ -14,6 +14,12 @@ from minglm.learn.check import exercise
 
 LANGUAGES = ("en", "zh")
 
+_TERM_S = ("as_glm45", "without_")  # mistakes that only a term's variant knows
+_VERSION = {
+    "en": "Read the sentence after “In this version” once more. Which part of the formula does it change?",
+    "zh": "再读一遍题目里 “In this version” 之后的那句话：它改动了公式的哪一部分？",
+}
+
 
 @functools.cache
 def hints() -> dict[str, Any]:
@@ -37,7 +43,8 @@ def hint(name: str, step: int = 1, mistakes: Sequence[str] = (), language: str =
     if step == 3:
         return str(known["by_hand"][language])
     if step == 1:
-        texts = [known["question"][each][language] for each in mistakes if each in known["question"]]
+        questions = {**known["question"], **{each: _VERSION for each in mistakes if each.startswith(_TERM_S)}}
+        texts = [questions[each][language] for each in mistakes if each in questions]
         return "\n".join(texts) or str(known["first"][language])
     flags = [flag for each in task.mistakes if each.id in mistakes for flag in each.flags]
     pieces = [known["piece"][flag][language] for flag in dict.fromkeys(flags) if flag in known["piece"]]
