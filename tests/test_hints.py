@@ -82,7 +82,7 @@ def test_the_others_ask(place):
 def test_hints_with_and_without_mistakes():
     known = hints()["router"]
     question, piece = known["question"], known["piece"]
-    assert hint("router") == known["first"]["en"] == hint("router", 1, ["as_glm45"])
+    assert hint("router") == known["first"]["en"] == hint("router", 1, ["no such mistake"])
     assert hint("router", 1, ["softmax"]) == question["softmax"]["en"]
     two = ("softmax", "no_scale")
     assert hint("router", 1, two, "zh") == question["softmax"]["zh"] + "\n" + question["no_scale"]["zh"]
