@@ -25,7 +25,7 @@ def reference(
     turn: str = "once",  # or "from 0", "keys from 0", "again", "again and stored", "queries only"
     keys: str = "to the last token",  # or "new ones", "all slots"
     place: str = "start",  # of the new keys, or "after all that came", "one counter for all layers"
-    mask: str = "past",  # of a query's own slot, or of its "position"; "none", "none after the first call", "top left"
+    mask: str = "past",  # or "position", "next slot", "none", "none after the first call", "top left"
     sees: int = SLOTS,  # so many tokens, itself among them
 ) -> tuple[Array, Any]:  # -> y [T, H·d], the cache
     """All flags at their defaults: `minglm.model.KVCache` with `rope` and `attend`. The cache is (keys, values
@@ -52,7 +52,7 @@ def reference(
     slots = np.arange(end)
     if keys == "new ones":
         seen_k, seen_v, slots = seen_k[where], seen_v[where], where
-    own = {"top left": new, "position": start + new}.get(mask, where)
+    own = {"top left": new, "position": start + new, "next slot": where + 1}.get(mask, where)
     ahead = slots[None] - own[:, None]  # [T, S]
     hidden = (ahead > 0) & (slots <= where[-1])[None] if keys == "all slots" else ahead > 0
     if mask == "none" or (mask == "none after the first call" and start):
@@ -167,7 +167,8 @@ EXERCISE = Exercise(
     "for each layer of each step with what is new: tokens start … start + T − 1; earlier ones are in the cache, and "
     "what it holds from `start` on was refused. The cache is None at first, and later what you returned: arrays and "
     "numbers in tuples, lists and dicts, to be written to as you like; there are never more than 32 tokens and 2 "
-    "layers. rotate(x [T, heads, d], positions int [T]) turns queries or keys; then as in `attend`. Notebook 04.",
+    "layers. rotate(x [T, heads, d], positions int [T]) turns queries or keys; then as in `attend`: scores over √d, "
+    "nobody sees the future, H/G query heads in a row share a key/value head. Notebook 04.",
     reference=reference,
     cases=cases,
     mistakes=(
@@ -190,6 +191,7 @@ EXERCISE = Exercise(
             {"mask": "none after the first call"},
             "once the cache holds something nothing is hidden, and tokens that arrive together see their future",
         ),
+        Mistake("peek", {"mask": "next slot"}, "a token sees the one after it, where it has come already"),
         Mistake("top_left", {"mask": "top left"}, "the mask begins at key 0, though the first query is token `start`"),
         Mistake(
             "stale_after_truncate",

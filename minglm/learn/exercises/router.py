@@ -23,7 +23,7 @@ def reference(
     score: str = "sigmoid",  # or "softmax", "bias in logit"
     select: str = "biased",  # or "scores", "minus bias", "lowest"
     weigh: str = "scores",  # or "biased", "softmax of the picked", "sorted scores"
-    norm: str = "picked",  # divide by the sum of the picked, or "all", "K", "never"
+    norm: str = "picked",  # divide by the sum of the picked, or "all", "K", "tokens", "never"
     scaled: bool = True,
     group: str = "two best",  # that judge it, or "best"; "none": all are open
     closed: float = -np.inf,  # biased score of experts in groups that are closed, or 0
@@ -45,7 +45,8 @@ def reference(
         picked = -np.sort(-picked, axis=-1)
     total: Any = 1
     if normalise and norm != "never":
-        total = {"picked": picked.sum(-1, keepdims=True), "all": scores.sum(-1, keepdims=True), "K": K}[norm]
+        sums = {"picked": picked.sum(-1, keepdims=True), "all": scores.sum(-1, keepdims=True), "K": K}
+        total = picked.sum(0, keepdims=True) if norm == "tokens" else sums[norm]
     return indices, picked / total * (scale if scaled else 1)
 
 
@@ -121,6 +122,9 @@ EXERCISE = Exercise(
         Mistake("norm_before", {"norm": "all"}, "the scores are divided by the sum over all experts"),
         Mistake("no_norm", {"norm": "never"}, "the weights are never divided by their sum"),
         Mistake("norm_over_K", {"norm": "K"}, "the weights are divided by K instead of by their sum"),
+        Mistake(
+            "norm_over_tokens", {"norm": "tokens"}, "the scores are divided by a sum over the tokens, not over the K"
+        ),
         Mistake("no_scale", {"scaled": False}, "the scale is missing, or divided away again"),
         Mistake("lowest", {"select": "lowest"}, "the lowest are picked"),
         Mistake("unpaired", {"weigh": "sorted scores"}, "the weights are sorted, and the indices are not"),
