@@ -118,6 +118,9 @@ def test_a_report_ends_with_a_hint_that_can_be_pasted():
     nothing = check("router", lambda *inputs: (np.zeros((len(inputs[0]), inputs[3]), int), 1))
     assert repr(nothing).endswith('\nStuck? hint("router", 1)')
     assert "Stuck" not in repr(check("router", task.reference))
+    dtype = check("rms_norm", lambda *inputs: EXERCISES["rms_norm"].reference(*inputs).astype(float))
+    assert not dtype.passed
+    assert "Stuck" not in repr(dtype)  # its sentence says all: no hint is about the dtype
     assert "Stuck" not in check("router", task.reference)._repr_html_()
 
 
@@ -323,6 +326,8 @@ MOVES = [  # the variant's moves, the truth's stays
     ("rms_norm", "axis_all", 0, times(0, np.array([999, 1, 1, 1, 1])[:, None]), "y", 1),
     ("attend", "mean_kv", 0, put(2, (ALL, 1)), "y", (ALL, slice(12))),
     ("attend", "peek", 0, put(2, -1), "y", -2),
+    ("kv_cache", "peek", 0, put(2, (ALL, -1)), "y", (ALL, -2)),
+    ("router", "norm_over_tokens", 0, new(0, lambda h: h[:1]), "weights", 0),
     ("attend", "no_mask", 0, put(2, -1), "y", 0),
     ("load", "padding_in_mean", 0, first(0, 1), "max_vio"),
     ("load", "not_divided", 0, repeated(10, 0, 1, 2), "max_vio"),

@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 import warnings
+from bdb import BdbQuit
 
 import ml_dtypes
 import numpy as np
@@ -14,8 +15,9 @@ import minglm.model as book
 from minglm.config import PRESETS
 from minglm.generate.sampling import draw as draw_token
 from minglm.generate.speculative import verify
-from minglm.learn import case, check
+from minglm.learn import case, check, replay
 from minglm.learn.check import judge
+from minglm.learn.describe import describe
 from minglm.learn.exercise import apart
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant, variants, with_designs
@@ -534,6 +536,50 @@ def test_cases_can_be_looked_at():
     with pytest.raises(ValueError, match="no exercise 'ruoter'; there are rms_norm"):
         check("ruoter", print)
     assert "not a function" in check("router", 3).says[0]
+
+
+def test_a_failing_case_can_be_called_again():
+    def router(h, gate, bias, K, normalise, scale, n_group, topk_group):
+        h += 1
+
+    assert 'Look at it: replay("router", 0, router)' in check("router", router).lines
+    with pytest.raises(ValueError, match="read-only"):  # as in the check
+        replay("router", 0, router)
+    assert "your_function" in check("router", lambda *inputs: 1).lines[1]
+
+
+class Quits:
+    def __array__(self, dtype=None, copy=None):
+        raise BdbQuit
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "kv_cache"])
+@pytest.mark.parametrize("where", ["in the function", "after it"])
+def test_q_in_a_debugger_ends_the_check(name, where):
+    calls = []
+
+    def debugged(*inputs):
+        calls.append(inputs)
+        if where == "in the function":
+            raise BdbQuit
+        return Quits()
+
+    with pytest.raises(BdbQuit):
+        check(name, debugged if name == "rms_norm" else lambda *inputs: (debugged(*inputs), None))
+    assert len(calls) == 1
+
+
+def test_which_slices_are_wrong_is_said_shortly():
+    task = EXERCISES["kv_cache"]
+    inputs = task.cases(0)[0].inputs  # seven tokens
+
+    def said(*tokens):
+        y = task.truth(inputs)["y"].copy()
+        y[:, tokens] += np.arange(y.shape[2])
+        return describe(task, inputs, {"y": y})
+
+    assert said(0, 1, 2, 3, 4) == ["y is wrong for T = 0 … 4 only."]
+    assert said(1, 3) == ["y is wrong for T = 1, 3 only."]
 
 
 def test_a_report_shows_itself():

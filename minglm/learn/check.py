@@ -8,6 +8,7 @@ function that does more than it must passes, and is told how much: counted, not 
 
 import json
 import traceback
+from bdb import BdbQuit
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minglm.learn.child import kind_of, sentence
+from minglm.learn.child import EMPTY, kind_of, sentence
 from minglm.learn.describe import describe
-from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart, called_once
+from minglm.learn.exercise import Case, Exercise, Inputs, Mistake, Outputs, apart
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.variants import variant
 from minglm.look.tables import html_table, table
@@ -62,7 +63,7 @@ class Report(NamedTuple):
     @property
     def lines(self) -> tuple[str, ...]:
         """What stands below the points: the sentences, and a line to paste for who is stuck."""
-        if self.passed:
+        if all(point.passed for point in self.points[:-1]):  # the dtype's sentence says all, and no hint is about it
             return self.says
         known = f", {json.dumps(self.mistakes)}" if self.mistakes else ""  # double quotes, as in the rest
         return (*self.says, f'Stuck? hint("{self.exercise}", 1{known})')
@@ -104,9 +105,9 @@ def case(name: str, number: int) -> Inputs:
 
 
 def replay(name: str, number: int, function: Callable[..., Any]) -> Any:
-    """Call a function as `check` does for one case, and return what it returned: for a debugger, where a case is
-    several calls (a cache)."""
-    return exercise(name).run(function, case(name, number))
+    """Call a function as `check` does for one case, and return what it returned; where a case is several calls (a
+    cache), all of them. A breakpoint in the function stops here, too."""
+    return exercise(name).run(function, _protected(case(name, number)))
 
 
 def check(name: str, function: Callable[..., Any], term: str | None = None) -> Report:
@@ -146,10 +147,12 @@ def _wrong(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What is said of wrong answers, and the ids of the mistakes that were recognised."""
     for number, each in enumerate(answers):
+        if each.trouble == EMPTY:
+            return (EMPTY, f'Look at it: case("{task.name}", {number})'), ()
         if each.trouble:
-            return (each.trouble, _place(task, number)), ()
+            return (each.trouble, _place(task, number, function)), ()
     number = right.index(False)
-    place = _place(task, number)
+    place = _place(task, number, function)
     found = _recognised(task, answers)
     if found:
         clauses = "; and: ".join(mistake.says for mistake in found)
@@ -184,12 +187,16 @@ def _outputs(task: Exercise, function: Callable[..., Any], inputs: Inputs) -> Ou
     with np.errstate(all="ignore"):
         try:
             returned = task.run(function, _protected(inputs))
+        except BdbQuit:  # `q` in a debugger ends the check, and not this one call
+            raise
         except (Exception, SystemExit) as error:  # whatever a student's function raises is an answer, too
             return _sentence(error)
         if returned is None:
             return "Your function returned None: does it end in a return?"
         try:
             return task.outputs(inputs, returned)
+        except BdbQuit:
+            raise
         except Exception as error:  # no array can be made of it
             return f"The result: {error}."
 
@@ -225,10 +232,10 @@ def _bills(task: Exercise, function: Callable[..., Any], cases: Sequence[Case]) 
     return []
 
 
-def _place(task: Exercise, number: int) -> str:
-    if task.run is called_once:
-        return f'Look at it: case("{task.name}", {number}).'
-    return f'Look at it: replay("{task.name}", {number}, your_function).'
+def _place(task: Exercise, number: int, function: Callable[..., Any]) -> str:
+    """A line to paste: with a breakpoint in the function it stops in this case."""
+    own = getattr(function, "__name__", "")
+    return f'Look at it: replay("{task.name}", {number}, {own if own.isidentifier() else "your_function"})'
 
 
 def _sentence(error: BaseException) -> str:

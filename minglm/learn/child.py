@@ -29,6 +29,7 @@ BYTES = 1_000_000_000  # of memory beyond what the process has when the student'
 SECONDS = 120  # of processor time in all
 FRAME = 100_000_000  # bytes of one answer
 LONGEST = 500  # letters of one sentence
+EMPTY = "Nothing is written yet: replace the line that raises NotImplementedError."
 
 # -- frames ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +245,7 @@ def sentence(error: BaseException, line: str = "") -> str:
         what = "what it was given, or a view that is read-only (broadcast_to, diagonal)"
         return f"Your function changes {what}{line}. Work on a copy, or make a new array."
     if isinstance(error, NotImplementedError):
-        return "Nothing is written yet: replace the line that raises NotImplementedError."
+        return EMPTY
     return shortened(f"{type(error).__name__}{line}: {error}")
 
 

@@ -61,6 +61,12 @@ def _letter(letters: list[str], ndim: int, axis: int) -> str:
     return f"axis {axis}" if letter == ".." else letter
 
 
+def _numbers(wrong: Array) -> str:
+    if len(wrong) > 3 and wrong[-1] - wrong[0] == len(wrong) - 1:
+        return f"{wrong[0]} … {wrong[-1]}"
+    return ", ".join(map(str, wrong[:8])) + (" …" if len(wrong) > 8 else "")
+
+
 def _along(name: str, letter: str, found: Array, wanted: Array) -> Iterator[str]:
     """Sentences about slices along one axis: [slice, rest] each."""
     right = np.array([distance(f, w) < _CLOSE for f, w in zip(found, wanted, strict=True)])
@@ -69,8 +75,7 @@ def _along(name: str, letter: str, found: Array, wanted: Array) -> Iterator[str]
         if right[:first].all() and not right[first:].any():
             yield f"{name} is right for {letter} < {first}, and wrong from {letter} = {first} on."
         else:
-            numbers = ", ".join(map(str, np.flatnonzero(~right)[:8]))
-            yield f"{name} is wrong for {letter} = {numbers}{' …' if (~right).sum() > 8 else ''} only."
+            yield f"{name} is wrong for {letter} = {_numbers(np.flatnonzero(~right))} only."
         return
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = found / wanted
