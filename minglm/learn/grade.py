@@ -233,18 +233,23 @@ class Commonest(NamedTuple):
 
 
 def report(grades: Sequence[Grade]) -> list[Commonest]:
-    """The class's mistakes by exercise, the commonest first; what was not recognised is counted together."""
+    """The class's mistakes by exercise, the commonest first; what was not recognised is counted together, and what was
+    not written by itself."""
     counts: Counter[tuple[str, str]] = Counter()
     for each in grades:
         if each.points < each.of:
-            counts.update((each.exercise, mistake) for mistake in each.mistakes or ("",))
+            counts.update((each.exercise, mistake) for mistake in each.mistakes or (_unnamed(each),))
     clauses = {(name, m.id): m.says for name in {g.exercise for g in grades} for m in exercise(name).mistakes}
     clauses |= {
         (name, f"without_{d.id}"): f"this was not heeded: {d.asks}"
         for name in {g.exercise for g in grades}
         for d in exercise(name).designs
     }
-    clauses |= {(name, ""): "(not recognised)" for name in {g.exercise for g in grades}}
     clauses |= {(name, "as_glm45"): "this is GLM-4.5's own, not the variant" for name, _ in list(clauses)}
     rows = [Commonest(name, clauses.get((name, id), id), count) for (name, id), count in counts.items()]
     return sorted(rows, key=lambda row: (-row.students, row.exercise, row.mistake))
+
+
+def _unnamed(wrong: Grade) -> str:
+    empty = wrong.says.startswith((child.EMPTY, f"The file {wrong.exercise}.py is missing"))
+    return "(nothing written)" if empty else "(not recognised)"
