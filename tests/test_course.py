@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def test_every_exercise_has_its_week_and_every_week_its_notebook():
     for week, names in WEEKS.items():
         written = json.loads((ROOT / f"notebooks/exercises/week-{week}.ipynb").read_text("utf-8"))
         assert written == handout.notebook(f"Exercises of week {week}", [EXERCISES[name] for name in names])
+
+
+def test_what_a_report_offers_can_be_pasted_at_the_prompt_that_a_stub_leaves(tmp_path):
+    text = handout.stub(EXERCISES["router"], "spec-7")
+    assert "Hints speak of GLM-4.5, not of what this version changes." in " ".join(text.split())
+    file = submission(tmp_path, text.replace("raise NotImplementedError", "return 1"), "router")
+    said = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True).stdout
+    lines = [line.split(": ")[1] for line in said.splitlines() if line.startswith("Look")]
+    lines += [line.removeprefix("Stuck? ") for line in said.splitlines() if line.startswith("Stuck")]
+    assert lines == ['replay("router", 0, router)', 'hint("router", 1)']
+    run = subprocess.run(
+        [sys.executable, "-i", file], input="\n".join(lines), capture_output=True, text=True, check=True
+    )
+    assert "Error" not in run.stderr
+    assert "\n1\n" in run.stdout
+    assert "For one token: which experts" in run.stdout
 
 
 def test_a_notebook_is_one_and_knows_its_points():
@@ -402,10 +419,13 @@ def test_a_table_comes_back_and_is_counted(tmp_path):
         Grade("cyd", "router", 1, 4, 0.1, ("softmax",), ""),
         Grade("dan", "router", 0, 4, 0.1, (), "No answer"),
         Grade("eva", "router", 1, 4, 0.1, ("without_norm_over_K",), ""),
+        Grade("fay", "router", 0, 4, 0.1, (), child.EMPTY),
+        Grade("gil", "router", 0, 4, 0.1, (), "The file router.py is missing."),
     ]
     write_csv(tmp_path / "grades.csv", grades)
     assert read_csv(tmp_path / "grades.csv") == grades
     assert [(row.mistake, row.students) for row in report(grades)] == [
+        ("(nothing written)", 2),
         ("the scores are a softmax over all experts (OLMoE and Qwen do so)", 2),
         ("(not recognised)", 1),
         ("the scale is missing, or divided away again", 1),

@@ -19,8 +19,7 @@ _FILE = '''"""Exercise {name}, {minutes} minutes.
 
 {brief}
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("{name}", 1), then 2, then 3: from minglm.learn import hint
+{how}
 """
 
 import numpy as np
@@ -31,10 +30,17 @@ def {name}({parameters}):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("{name}", {name}{term}))
 '''
+
+
+_HOW = (
+    "Write the function; run this file to be told what is right and what went wrong. `python -i {name}.py` does the "
+    "same and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint "
+    "(1, then 2, then 3)."
+)
 
 
 def parameters(task: Exercise) -> list[str]:
@@ -51,6 +57,7 @@ def stub(task: Exercise, term: str | None = None) -> str:
         brief=textwrap.fill(task.brief, 115),
         parameters=", ".join(parameters(task)),
         term=_term(term),
+        how=textwrap.fill(_HOW.format(name=task.name) + _note(term), 115),
     )
 
 
@@ -62,7 +69,7 @@ def notebook(title: str, tasks: Iterable[Exercise], term: str | None = None) -> 
         _prose(
             f"# {title}\n\nEach exercise is a Python file beside this notebook: write there, so that a debugger works, "
             "and run the cell here. `hint(name, 1)` asks a question, `hint(name, 2)` gives a piece of the formula, "
-            "`hint(name, 3)` a case to do by hand."
+            "`hint(name, 3)` a case to do by hand." + _note(term)
         ),
         _code(
             "from importlib import import_module, reload\n\nfrom minglm.learn import case, check, hint, replay\n\n"
@@ -74,7 +81,8 @@ def notebook(title: str, tasks: Iterable[Exercise], term: str | None = None) -> 
         cells.append(_prose(f"## {task.name}, {task.minutes} minutes: `{task.name}.py`\n\n{task.brief}"))
         name = task.name
         test = (
-            f'reports["{name}"] = check("{name}", reload(import_module("{name}")).{name}{_term(term)})\n'
+            f'{name} = reload(import_module("{name}")).{name}\n'
+            f'reports["{name}"] = check("{name}", {name}{_term(term)})\n'
             f'print(reports["{name}"])'
         )
         cells.append(_code(test, grade_id=f"check_{name}"))
@@ -99,6 +107,10 @@ def write(folder: Path, title: str, tasks: list[Exercise], name: str, term: str 
 
 def _term(term: str | None) -> str:
     return "" if term is None else f", term={term!r}"
+
+
+def _note(term: str | None) -> str:
+    return "" if term is None else " Hints speak of GLM-4.5, not of what this version changes."
 
 
 def _prose(text: str) -> dict[str, Any]:

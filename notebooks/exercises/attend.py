@@ -3,8 +3,9 @@
 attend(q [T, H, d], k [S, G, d], v [S, G, d]) -> [T, H·d]. The T queries are the last of S positions. Scores over
 √d, nobody sees the future, heads side by side. Notebook 04; arXiv 2305.13245.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("attend", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i attend.py` does the same
+and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1, then
+2, then 3).
 """
 
 import numpy as np
@@ -15,6 +16,6 @@ def attend(q, k, v):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("attend", attend))

@@ -3,8 +3,9 @@
 bias_update(bias [E], indices int [N, K], valid bool [N], rate) -> the new bias [E]: + rate where an expert's load
 is below the mean, − rate where it is above, unchanged at the mean. Notebook 11; arXiv 2408.15664.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("bias_update", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i bias_update.py` does the
+same and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1,
+then 2, then 3).
 """
 
 import numpy as np
@@ -15,6 +16,6 @@ def bias_update(bias, indices, valid, rate):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("bias_update", bias_update))

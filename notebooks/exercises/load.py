@@ -5,8 +5,9 @@ picks of tokens that are no padding; max_vio = (largest load − mean load) / me
 all E loads / mean load; entropy = −Σ p·ln p of the shares p = load / Σ load, where 0·ln 0 is 0. Notebook 08a;
 arXiv 2408.15664, equation 4.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("load", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i load.py` does the same
+and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1, then
+2, then 3).
 """
 
 import numpy as np
@@ -17,6 +18,6 @@ def load(indices, weights, valid, E):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("load", load))

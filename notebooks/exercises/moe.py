@@ -4,8 +4,9 @@ moe(x [N, D], indices int [N, K], weights [N, K], experts, shared) -> [N, D]. ex
 one, each rows [n, D] -> [n, D]. Token t gets Σ_k weights[t, k] · experts[indices[t, k]](x[t]) + shared(x[t]).
 Notebook 06; arXiv 2401.06066.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("moe", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i moe.py` does the same
+and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1, then
+2, then 3).
 """
 
 import numpy as np
@@ -16,6 +17,6 @@ def moe(x, indices, weights, experts, shared):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("moe", moe))

@@ -4,8 +4,9 @@ orthogonalise(x [.., rows, cols]) -> the same shape. Divide each matrix by its F
 times x ← a·x + (b·A + c·A²)·x with A = x·xᵀ and (a, b, c) = (3.4445, −4.7750, 2.0315) on the side where A is
 small, times 0.2 · √max(rows, cols). Notebook 11; arXiv 2502.16982.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("orthogonalise", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i orthogonalise.py` does
+the same and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint
+(1, then 2, then 3).
 """
 
 import numpy as np
@@ -16,6 +17,6 @@ def orthogonalise(x):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("orthogonalise", orthogonalise))

@@ -3,8 +3,9 @@
 rms_norm(x [.., D], weight [D], eps) -> [.., D]: each row over the root of the mean of its squares plus eps, times
 the weight. Notebook 02; arXiv 1910.07467.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("rms_norm", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i rms_norm.py` does the
+same and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1,
+then 2, then 3).
 """
 
 import numpy as np
@@ -15,6 +16,6 @@ def rms_norm(x, weight, eps):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("rms_norm", rms_norm))

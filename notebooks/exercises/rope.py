@@ -4,8 +4,9 @@ rope(x [T, H, d], positions int [T], theta, r) -> [T, H, d]. Of the first r entr
 entry i + r/2, by the angle position · theta^(−2i/r); the other d − r pass through. Notebook 03; arXiv 2104.09864,
 with the pairs of 2204.06745.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("rope", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i rope.py` does the same
+and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1, then
+2, then 3).
 """
 
 import numpy as np
@@ -16,6 +17,6 @@ def rope(x, positions, theta, r):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("rope", rope))

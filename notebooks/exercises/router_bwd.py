@@ -3,8 +3,9 @@
 router_bwd(dweights [N, K], h [N, D], gate [E, D], indices int [N, K], normalise, scale) -> dh [N, D], dgate [E,
 D], dbias [E], for the weights that the exercise `router` returns. Notebook 10c; docs/derivations/router.md.
 
-Write the function; run this file to be told what is right and what went wrong, and how to look at the case that
-failed. Stuck? hint("router_bwd", 1), then 2, then 3: from minglm.learn import hint
+Write the function; run this file to be told what is right and what went wrong. `python -i router_bwd.py` does the
+same and stays at a prompt, where the last lines of the report can be pasted: the case that failed, and a hint (1,
+then 2, then 3).
 """
 
 import numpy as np
@@ -15,6 +16,6 @@ def router_bwd(dweights, h, gate, indices, normalise, scale):
 
 
 if __name__ == "__main__":
-    from minglm.learn import check
+    from minglm.learn import case, check, hint, replay
 
     print(check("router_bwd", router_bwd))

@@ -1,4 +1,4 @@
-"""The checks as tests, one for each point of each exercise: `pytest notebooks/exercises -k router`."""
+"""The checks as tests, one for each point of each exercise: `pytest notebooks/exercises -k router-`."""
 
 from importlib import import_module
 
@@ -17,4 +17,4 @@ def test_point(name, point, monkeypatch):
     report = check(name, getattr(import_module(name), name))
     passed = {each.name: each.passed for each in report.points}
     if not passed[point]:
-        pytest.fail(repr(report), pytrace=False)
+        pytest.fail("\n".join([report.headline, *report.lines]), pytrace=False)
