@@ -99,6 +99,11 @@ def test_each_mistake_has_steps_1_and_2(name, mistake):
     assert hint(name, 2, [mistake]).split("\n") == [hints()[name]["piece"][f]["en"] for f in dict.fromkeys(flags)]
 
 
+def test_a_prompt_shows_a_hint_in_lines():
+    assert repr(hint("router", 2)) == hint("router", 2)
+    assert len(repr(hint("router", 2)).splitlines()) == len(FLAGS["router"])
+
+
 def test_hints_that_there_are_not():
     with pytest.raises(ValueError, match="no exercise 'ruoter'; there are rms_norm"):
         hint("ruoter")

@@ -21,13 +21,20 @@ _VERSION = {
 }
 
 
+class Hint(str):
+    """A text that a prompt shows as it is: without quotes, and in lines."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 @functools.cache
 def hints() -> dict[str, Any]:
     """exercise -> {"first", "question": {mistake: …}, "piece": {flag: …}, "by_hand"}, each text {"en": …, "zh": …}."""
     return tomllib.loads(files("minglm.learn").joinpath("hints.toml").read_text("utf-8"))
 
 
-def hint(name: str, step: int = 1, mistakes: Sequence[str] = (), language: str = "en") -> str:
+def hint(name: str, step: int = 1, mistakes: Sequence[str] = (), language: str = "en") -> Hint:
     """One hint for an exercise: step 1, 2 or 3; with the ids of recognised mistakes (`report.mistakes`) about those.
 
     Raises ValueError for an exercise, step or language that there is not.
@@ -41,11 +48,11 @@ def hint(name: str, step: int = 1, mistakes: Sequence[str] = (), language: str =
         raise ValueError(f"language = {language!r}; there are {' and '.join(LANGUAGES)}")
     known = hints()[name]
     if step == 3:
-        return str(known["by_hand"][language])
+        return Hint(known["by_hand"][language])
     if step == 1:
         questions = {**known["question"], **{each: _VERSION for each in mistakes if each.startswith(_TERM_S)}}
         texts = [questions[each][language] for each in mistakes if each in questions]
-        return "\n".join(texts) or str(known["first"][language])
+        return Hint("\n".join(texts) or known["first"][language])
     flags = [flag for each in task.mistakes if each.id in mistakes for flag in each.flags]
     pieces = [known["piece"][flag][language] for flag in dict.fromkeys(flags) if flag in known["piece"]]
-    return "\n".join(pieces) or "\n".join(piece[language] for piece in known["piece"].values())
+    return Hint("\n".join(pieces or [piece[language] for piece in known["piece"].values()]))
