@@ -47,12 +47,14 @@ class Model:
         tokenizer: "Tokenizer | None" = None,
         chat_template: "ChatTemplate | None" = None,
         name: str = "model",
+        folder: Path | None = None,
     ):
         self.config = config
         self.params = params
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.name = name
+        self.folder = folder  # that it was loaded from
 
     @property
     def compute_dtype(self) -> Any:
@@ -336,7 +338,7 @@ class Model:
 
         storage = as_storage(dtype)
         params = map_arrays(lambda name, array: copy(cast(name, array, storage)), self.params)
-        return Model(self.config, params, self.tokenizer, self.chat_template, self.name)
+        return Model(self.config, params, self.tokenizer, self.chat_template, self.name, self.folder)
 
     # -- checking what comes in ------------------------------------------------------------------------------
 
@@ -466,7 +468,7 @@ def load(name: str | Path, dtype: Any = None, mode: str = "memory", memory: floa
             f"{folder}: tokenizer.json has {len(tokenizer)} tokens, the model only {config.vocab_size}; it belongs to "
             "another model, remove it or put the right one in its place"
         )
-    return Model(config, params, tokenizer, ChatTemplate.load(folder), folder.name)
+    return Model(config, params, tokenizer, ChatTemplate.load(folder), folder.name, folder.resolve())
 
 
 def new(config: Config | str, seed: int = 0, dtype: Any = "float32") -> Model:

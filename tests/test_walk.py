@@ -82,8 +82,14 @@ def test_until_a_condition_holds(walk):
         "max > 1; min",
         "max(1) > 0",
         "[1] > 0",
+        "margin and max > 1",
+        "(max > 1) + 1 > 0",
+        "not max",
+        "max > True",
+        "max > 1e999",
+        "+".join(["1"] * 3000) + " < max",
     ):
-        with pytest.raises(ValueError, match=r"condition|not known here"):
+        with pytest.raises(ValueError, match=r"condition|not known here|wanted something like|too long"):
             walk.until(nonsense)
 
 
@@ -103,6 +109,32 @@ def test_quantities_are_what_they_say():
     assert Condition("1 < max / 2 <= 2 or not -max < 0").holds("norm", np.array([3.0, 4.0]), 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("margin < 1", False),
+        ("not margin < 1", False),
+        ("margin < 1 or max > 3", True),  # a side that is not known does not matter where the other settles it
+        ("max > 3 or margin < 1", True),
+        ("margin < 1 and max > 3", False),
+        ("not (margin < 1 and max > 5)", True),
+        ("max / 0 > 1", False),
+        ("layer < 1 or margin < 1", False),
+    ],
+)
+def test_what_a_step_lacks_is_unknown(text, holds):
+    assert Condition(text).holds("norm", np.array([3.0, 4.0]), 2) is holds
+
+
+def test_where_names_what_is_not_finite():
+    walk = minglm.new("micro", seed=1).step(IDS)
+    walk.to("norm")
+    place = walk.edit("norm[0, 1, 2:4] = nan")
+    assert place.numbers.endswith(", 2 × NaN")
+    assert place.changed.endswith("2 of 100 numbers differ from the walk without edits, 2 of them to or from ∞ or NaN")
+    assert walk.to("self_attn.scores").numbers.endswith("60 × −∞")
+
+
 # -- looking -----------------------------------------------------------------------------------------------------
 
 
@@ -120,13 +152,21 @@ def test_places_by_number_and_by_letter(walk):
         walk.look("layers.1.self_attn.probs[0, :, -1]"), walk.trace["layers.1.self_attn.probs"][0, :, 4]
     )
     assert np.array_equal(walk.look(), walk.trace["logits"])
+    assert np.array_equal(walk.look("stream"), walk.trace["layers.2.out"])  # not the MLP's out, nor an expert's
+    walk.look("w")[:] = 0  # a copy: the walk stays exact
+    assert np.array_equal(walk.look("w"), weights)
+    assert weights.any()
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("nothing", "no step is called 'nothing'"),
-        ("w[9]", "9 is outside of 0 … 4"),
+        ("w[9]", "axis N: 9 is outside of 0 … 4"),
+        (f"w[{'9' * 5000}]", "is outside of 0 … 4"),
+        ("w[::0]", "the step of a slice cannot be 0"),
+        ("probs H=2 H=3", "names an axis twice"),
+        ("experts.77.out", "an expert that no token picked has no steps"),
         ("w[1,2,3]", "has 2 axes"),
         ("w[a]", "'a' is no whole number"),
         ("w[1:a]", "is no slice"),
@@ -190,9 +230,69 @@ def test_an_edit_that_moves_a_token_keeps_the_place(walk):
     assert "the same" not in place.changed
 
 
+def test_edits_that_move_tokens_do_not_lose_the_way_back(walk):
+    names = list(walk.names)
+    for name in ("layers.1.mlp.experts.1.out", "layers.1.mlp.out", "layers.2.mlp.routed", "logits"):
+        walk.to(name if name in names else "layers.1.mlp.routed")
+    been = [names[i] for i in walk._visited]
+    walk.edit("layers.0.out = 0")  # all tokens alike: most experts are picked by none
+    assert len(walk.names) < len(names)
+    for name in reversed(been[1:]):
+        if name in walk.names:
+            assert walk.back().name == name
+
+
+def test_an_edit_of_an_expert_stays_with_its_tokens(walk):
+    expert, tokens = next((n, walk.trace[n]) for n in walk.names if n.endswith(".tokens") and len(walk.trace[n]) < 5)
+    walk.edit(f"{expert.replace('tokens', 'out')}[{len(tokens) - 1}, :] = 5")
+    number, kept = expert.split(".")[4], walk.trace
+    for token in (int(tokens[0]), next(t for t in range(5) if t not in tokens)):  # one leaves; one comes
+        picks = walk.trace["layers.1.mlp.expert_indices"][token].tolist()
+        k, new = (picks.index(int(number)), min(set(range(8)) - set(picks))) if token in tokens else (0, int(number))
+        with pytest.raises(ValueError, match=r"undo that first"):
+            walk.edit(f"layers.1.mlp.expert_indices[{token}, {k}] = {new}")
+    assert walk.trace is kept
+    assert len(walk.edits) == 1
+
+
+def test_an_interrupted_edit_changes_nothing(walk, monkeypatch):
+    kept = walk.trace
+
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(walk.model, "trace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        walk.edit("w[1, 1] = 0.9")
+    assert walk.edits == []
+    assert walk.trace is kept
+
+
+def test_numbers_that_are_not_finite_and_their_script(tmp_path, recwarn):
+    walk = minglm.load("glm-nano").step("2 + 2 =")
+    walk.edit("layers.1.mlp.biased_scores[2, 3] = −∞")
+    walk.edit("layers.2.mlp.biased_scores[2, 3] = -INF")
+    assert not np.any(walk.look("layers.1.mlp.expert_indices")[2] == 3)
+    walk.edit("norm[0, 1, 0] = nan")
+    walk.to("logits")
+    assert np.isnan(walk.look("logits[0, 1]")).all()
+    assert str(walk.why("logits[0, 1, 5]")).endswith("nan")
+    assert not [w for w in recwarn if w.category is RuntimeWarning]
+    (tmp_path / "walk.py").write_text(walk.script(), "utf-8")
+    again = runpy.run_path(str(tmp_path / "walk.py"))
+    assert np.array_equal(again["trace"]["logits"], walk.trace["logits"], equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
+        ("expert_indices[0, 0] = 2.5", "holds whole numbers, 2.5 is none"),
+        ("expert_indices[0, 0] = inf", "holds whole numbers, inf is none"),
+        ("expert_indices[0, 0] = nan", "holds whole numbers, nan is none"),
+        ("expert_indices[0, 0] = 1e30", "holds whole numbers, 1e\\+30 is none"),
+        ("w[0, 0] = 1e39", "too large for float32"),
+        ("w[0, 0] = 1.2.3", "wanted NAME"),
+        ("w[4:2] = 1", "there is no number"),
         ("w[3, 0]", "wanted NAME"),
         ("w[3, 0] = many", "wanted NAME"),
         ("w[3, 0 = 1", "wanted NAME"),
@@ -220,6 +320,40 @@ def test_the_script_gives_the_same_bits(tmp_path, capsys):
     again = runpy.run_path(str(tmp_path / "walk.py"))
     assert np.array_equal(again["trace"]["logits"], walk.trace["logits"])
     assert capsys.readouterr().out == f"{logits}\n{opened}\n"
+
+
+def test_the_script_follows_the_order_of_the_walk(tmp_path, capsys):
+    """What was looked at before an edit, and at a step that an undo took away, comes out as it was seen."""
+    walk = minglm.load("glm-nano").step("2 + 2 =")
+    picks = walk.look("layers.1.mlp.expert_indices[0]")
+    new = next(e for e in range(8) if f"layers.1.mlp.experts.{e}.out" not in walk.trace or e not in picks)
+    walk.edit(f"layers.1.mlp.expert_indices[0, 1] = {new}")
+    seen = [picks, walk.look("layers.1.mlp.expert_indices[0]"), walk.look(f"layers.1.mlp.experts.{new}.tokens")]
+    walk.undo()
+    seen.append(walk.look("layers.1.mlp.expert_indices[0]"))
+    (tmp_path / "walk.py").write_text(walk.script(), "utf-8")
+    runpy.run_path(str(tmp_path / "walk.py"))
+    assert capsys.readouterr().out == "".join(f"{array}\n" for array in seen)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_the_script_finds_a_model_elsewhere(tmp_path, monkeypatch, dtype):
+    model = minglm.new("micro", seed=1)
+    model.save(tmp_path / "a'b c")
+    monkeypatch.chdir(tmp_path)
+    walk = minglm.load("a'b c", dtype=dtype).step(IDS)
+    walk.edit("w[1, 1] = 0.9")
+    (tmp_path / "walk.py").write_text(walk.script(), "utf-8")
+    monkeypatch.chdir("/")
+    again = runpy.run_path(str(tmp_path / "walk.py"))
+    assert np.array_equal(again["trace"]["logits"], walk.trace["logits"])
+    assert again["trace"]["logits"].dtype == walk.trace["logits"].dtype
+
+
+def test_the_script_of_a_model_without_a_folder_says_so(walk, tmp_path):
+    assert "came from no folder" in walk.script()
+    compile(walk.script(), "walk.py", "exec")
+    assert "say in the script how it is made" in typed(walk, f"save {tmp_path / 'walk.py'}")
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------
@@ -261,6 +395,31 @@ def test_wrong_input_is_a_line_and_ends_nothing(walk):
     ):
         assert part in said
     assert walk.name == "layers.0.input_layernorm"
+
+
+def test_until_says_what_was_measured(walk):
+    said = typed(walk, "until max > 1 or margin < 1")  # the first step that has a max has no margin
+    assert "  max = " in said
+    assert "margin =" not in said
+
+
+def test_save_keeps_what_is_no_walk(walk, tmp_path, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text("precious = 1\n")
+    assert "is no walk; give another name" in typed(walk, f"save {mine}")
+    assert mine.read_text() == "precious = 1\n"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed(walk, "save ~/a walk.py", "save ~/a walk.py").count("saved ~/a walk.py") == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a walk.py", "mine.py"]
+    assert "there is no folder" in typed(walk, f"save {tmp_path}/none/walk.py")
+
+
+def test_what_is_printed_has_its_full_name(walk):
+    said = typed(walk, "to logits", "p w[1, 1]", "p w N=2", "edit w[1, 1] = 0.5", "why w[1, 1]")
+    assert "layers.2.mlp.expert_weights  w[1, 1]  " in said
+    assert "layers.2.mlp.expert_weights  w N=2  [3]" in said
+    assert "edited layers.2.mlp.expert_weights: 1 number, now 0.5" in said
+    assert "edited here, so the formula makes another number" in said
 
 
 def test_the_command(capsys, monkeypatch):

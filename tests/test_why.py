@@ -87,6 +87,39 @@ def test_a_wrong_number_shows():
     assert opened.value == pytest.approx(opened.total + 1)
 
 
+def test_numbers_that_are_not_finite_are_their_formulas_too():
+    """NaN and ∞ in the weights: what the formula makes is what the model made, at every step, and never an error."""
+    base = loud(minglm.new("micro", seed=1).astype("float64"))
+    for value in (np.nan, np.inf, -np.inf):
+        for part in ("q_proj.weight", "mlp.gate.weight", "experts.*.up_proj.weight", "embed_tokens.weight"):
+            params = map_arrays(lambda n, a, p=part, v=value: _planted(a, v) if n.endswith(p) else a, base.params)
+            model = minglm.Model(base.config, params)
+            with np.errstate(all="ignore"):
+                trace = model.trace(IDS)
+            for name, array in trace.items():
+                for index in (tuple(0 for _ in array.shape), tuple(n - 1 for n in array.shape)):
+                    opened = why(model, trace, IDS, name, index)
+                    assert opened.total == pytest.approx(opened.value, rel=1e-9, abs=1e-9, nan_ok=True), f"{opened}"
+                    assert str(opened)
+
+
+def _planted(array, value):
+    """Both signs of it, in the row of row 0's last token if it is a table of tokens."""
+    array = array.copy()
+    at = int(IDS[0, -1]) * array.shape[1] if len(array) == 61 else 0
+    array.flat[[at + 1, at + 2]] = value, -value
+    return array
+
+
+def test_only_what_comes_later_is_hidden():
+    """A score or an expert that was edited to −∞ is not called hidden by the mask or by its group."""
+    walk = minglm.new(minglm.PRESETS["micro"].replace(n_group=1, topk_group=1), seed=1).step(IDS[:1])
+    walk.edit("layers.1.self_attn.scores[0, 0, 3, 1] = -inf")
+    assert "comes after" not in str(walk.why("layers.1.self_attn.scores[0, 0, 3, 1]"))
+    walk.edit("layers.1.mlp.biased_scores[3, 1] = -inf")
+    assert "its group is closed" not in str(walk.why("layers.1.mlp.biased_scores[3, 1]"))
+
+
 def test_wrong_input():
     model = minglm.new("micro")
     trace = model.trace([[1, 2, 3]])

@@ -1,8 +1,8 @@
 """Conditions on a step, as a walk waits for them.
 
 "margin < 0.01", "max > 100 and layer >= 2": comparisons of numbers and of the quantities below, joined by and, or,
-not, with + − · /. Read from the text's syntax tree, never run as Python. A quantity that a step does not have makes
-the condition false there.
+not, with + − · /. Read from the text's syntax tree, never run as Python. What a step does not have is unknown there, and
+so is a comparison with it; `or` needs one side that holds, `and` both, and `not` of the unknown stays unknown.
 """
 
 import ast
@@ -37,10 +37,6 @@ _ARITHMETIC: dict[type, Callable[[Any, Any], float]] = {
 }  # fmt: skip
 
 
-class _Absent(Exception):
-    """This step does not have the quantity."""
-
-
 class Condition:
     """Raises ValueError for a text that is no condition."""
 
@@ -48,50 +44,49 @@ class Condition:
         try:
             self.tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise ValueError(f"{text!r} is no condition; wanted something like margin < 0.01") from None
-        if not isinstance(self.tree, ast.Compare | ast.BoolOp | ast.UnaryOp):
-            raise ValueError(f"{text!r} is no condition: nothing is compared; wanted something like margin < 0.01")
-        _check(self.tree)
+            raise ValueError(f"{text!r:.80} is no condition; wanted something like margin < 0.01") from None
+        try:
+            _check(self.tree)
+        except RecursionError:
+            raise ValueError(f"{text!r:.80} is too long") from None
+        if not _compares(self.tree):
+            raise ValueError(f"{text!r:.80} is no condition: nothing is compared; wanted something like margin < 0.01")
 
     def holds(self, name: str, array: Array, K: int) -> bool:
         """Whether it is true of a step; K: experts picked for each token."""
-        try:
-            with np.errstate(all="ignore"):
-                return bool(_value(self.tree, lambda quantity: measure(quantity, name, array, K)))
-        except (_Absent, ZeroDivisionError):
-            return False
+        measured = self.measured(name, array, K)
+        with np.errstate(all="ignore"):
+            return _value(self.tree, measured) is True
 
     def measured(self, name: str, array: Array, K: int) -> dict[str, float]:
-        """The quantities that the text names, at a step that has them."""
-        named = [node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name)]
-        return {quantity: measure(quantity, name, array, K) for quantity in dict.fromkeys(named)}
+        """The quantities that the text names, as far as the step has them."""
+        named = dict.fromkeys(node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name))
+        with np.errstate(all="ignore"):
+            found = {quantity: measure(quantity, name, array, K) for quantity in named}
+        return {quantity: value for quantity, value in found.items() if value is not None}
 
 
-def measure(quantity: str, name: str, array: Array, K: int) -> float:
-    """One of QUANTITIES at a step. Raises _Absent where there is none."""
+def measure(quantity: str, name: str, array: Array, K: int) -> float | None:
+    """One of QUANTITIES at a step; None where there is none."""
     m = re.match(r"layers\.(\d+)\.", name)
     if quantity == "layer":
-        if m is None:
-            raise _Absent
-        return int(m[1])
+        return None if m is None else int(m[1])
     if quantity == "nan":
         return float(np.isnan(array).sum()) if array.dtype.kind == "f" else 0.0
     if quantity in _AT:
         place, function = _AT[quantity]
-        if not name.endswith(place):
-            raise _Absent
-        return function(array.astype(np.float64), K)
+        return function(array.astype(np.float64), K) if name.endswith(place) else None
     known = array[array != -np.inf].astype(np.float64)
     if not known.size:
-        raise _Absent
+        return None
     if quantity == "rms":
         return float(np.sqrt(np.mean(known**2)))
     return float(getattr(known, quantity)())  # max, min, mean, std
 
 
-def _margin(biased: Array, K: int) -> float:
+def _margin(biased: Array, K: int) -> float | None:
     if biased.shape[-1] <= K:
-        raise _Absent
+        return None
     ranked = -np.sort(-biased, axis=-1)
     return float((ranked[:, K - 1] - ranked[:, K]).min())
 
@@ -105,7 +100,7 @@ def _load(indices: Array, K: int) -> float:
     return float(np.bincount(indices.astype(int).ravel()).max() / len(indices))
 
 
-_AT: dict[str, tuple[str, Callable[[Array, int], float]]] = {
+_AT: dict[str, tuple[str, Callable[[Array, int], float | None]]] = {
     "margin": ("biased_scores", _margin),
     "entropy": ("self_attn.probs", _entropy),
     "load": ("expert_indices", _load),
@@ -114,37 +109,55 @@ _AT: dict[str, tuple[str, Callable[[Array, int], float]]] = {
 
 def _check(node: ast.expr) -> None:
     """Raises ValueError for anything but what the module's text names."""
+    truths = numbers = list[ast.expr]()
     if isinstance(node, ast.BoolOp):
-        parts = node.values
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
-        parts = [node.operand]
+        truths = node.values
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        truths = [node.operand]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        numbers = [node.operand]
     elif isinstance(node, ast.Compare) and all(type(op) in _COMPARE for op in node.ops):
-        parts = [node.left, *node.comparators]
+        numbers = [node.left, *node.comparators]
     elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
-        parts = [node.left, node.right]
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        parts = []
-    elif isinstance(node, ast.Name) and node.id in QUANTITIES:
-        parts = []
-    else:
-        raise ValueError(f"{ast.unparse(node)!r} is not known here; there are {', '.join(QUANTITIES)}")
-    for part in parts:
+        numbers = [node.left, node.right]
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) < 1e300:
+        pass
+    elif not (isinstance(node, ast.Name) and node.id in QUANTITIES):
+        raise ValueError(f"{ast.unparse(node)!r:.80} is not known here; there are {', '.join(QUANTITIES)}")
+    for part, is_truth in [(part, True) for part in truths] + [(part, False) for part in numbers]:
         _check(part)
+        if is_truth != _compares(part):
+            wanted = "nothing is compared" if is_truth else "it is no number"
+            raise ValueError(f"{ast.unparse(part)!r:.80}: {wanted}; wanted something like margin < 0.01")
 
 
-def _value(node: ast.expr, measured: Callable[[str], float]) -> Any:
+def _compares(node: ast.expr) -> bool:
+    """Whether it is true or false, and not a number."""
+    return isinstance(node, ast.Compare | ast.BoolOp) or (
+        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    )
+
+
+def _value(node: ast.expr, measured: dict[str, float]) -> Any:
+    """A number or a truth; None where it is not known."""
     if isinstance(node, ast.Name):
-        return measured(node.id)
+        return measured.get(node.id)
     if isinstance(node, ast.Constant):
-        return node.value
+        return float(node.value)
     if isinstance(node, ast.BoolOp):
-        join = all if isinstance(node.op, ast.And) else any
-        return join(_value(part, measured) for part in node.values)
+        parts = [_value(part, measured) for part in node.values]
+        settles = isinstance(node.op, ast.Or)  # one true part settles an or, one false part an and
+        return settles if settles in parts else None if None in parts else not settles
     if isinstance(node, ast.UnaryOp):
         inner = _value(node.operand, measured)
-        return not inner if isinstance(node.op, ast.Not) else -inner
+        return None if inner is None else not inner if isinstance(node.op, ast.Not) else -inner
     if isinstance(node, ast.BinOp):
-        return _ARITHMETIC[type(node.op)](_value(node.left, measured), _value(node.right, measured))
+        a, b = _value(node.left, measured), _value(node.right, measured)
+        if a is None or b is None or (b == 0 and isinstance(node.op, ast.Div)):
+            return None
+        return _ARITHMETIC[type(node.op)](a, b)
     assert isinstance(node, ast.Compare)
     values = [_value(each, measured) for each in (node.left, *node.comparators)]
+    if None in values:
+        return None
     return all(_COMPARE[type(op)](a, b) for op, a, b in zip(node.ops, values[:-1], values[1:], strict=True))

@@ -1,7 +1,10 @@
 """The terminal of a walk: `minglm step glm-nano "2 + 2 ="`."""
 
 import cmd
+import os
+import shlex
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -9,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from minglm.look.conditions import QUANTITIES, Condition
-from minglm.look.walk import Walk, steps_of
+from minglm.look.walk import BEGINS, Walk, steps_of
 
 _HELP = """\
 n, next            over the next idea (attention, router, experts …), to its end
@@ -27,7 +30,8 @@ t, tokens          the tokens and their numbers
 save FILE          the walk as a Python script
 q, quit            end; so does Ctrl-D
 
-An empty line repeats n. Short names are those of the nearest step up to here; w is expert_weights.
+An empty line is n. Short names are those of the nearest step up to here, for to of the next one ahead; w is
+expert_weights, stream what goes from layer to layer. In a place the axes stand as in the step's shape: p probs[0, 2, 5].
 Quantities for until: {quantities}."""
 
 
@@ -105,13 +109,21 @@ def _back(stepper: Stepper, rest: str) -> str:
 def _until(stepper: Stepper, rest: str) -> str:
     place, walk = stepper.walk.until(rest), stepper.walk
     found = Condition(rest).measured(walk.name, walk.array, walk.model.config.num_experts_per_tok)
-    return f"{place}\n  {', '.join(f'{quantity} = {value:.4g}' for quantity, value in found.items())}"
+    return "\n".join([str(place), *(f"  {quantity} = {value:.4g}" for quantity, value in found.items())])
 
 
 def _print(stepper: Stepper, rest: str) -> str:
-    found = stepper.walk.look(rest)
+    name, found = stepper.walk.find(rest)[0], stepper.walk.look(rest)
+    where = f"{name}  {rest}" if "[" in rest or "=" in rest else name
     with np.printoptions(precision=4, suppress=True, linewidth=100, threshold=400, edgeitems=4):
-        return f"{rest or stepper.walk.name} {list(found.shape)}\n{found}"
+        return f"{where}  {list(found.shape)}\n{found}" if found.ndim else f"{where}  {found}"
+
+
+def _edit(stepper: Stepper, rest: str) -> str:
+    place = stepper.walk.edit(rest)
+    name, where, value = stepper.walk.edits[-1]
+    count = stepper.walk.trace[name][where].size
+    return f"edited {name}: {count} number{'s' if count > 1 else ''}, now {value:g}\n{place}"
 
 
 def _list(stepper: Stepper, rest: str) -> str:
@@ -136,8 +148,20 @@ def _tokens(stepper: Stepper, rest: str) -> str:
 def _save(stepper: Stepper, rest: str) -> str:
     if not rest:
         raise ValueError("save wants a file: save walk.py")
-    Path(rest).write_text(stepper.walk.script(), "utf-8")
-    return f"saved {rest}; python {rest} walks it again"
+    path = Path(rest).expanduser()
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(BEGINS.encode())):
+        raise ValueError(f"{rest} is there and is no walk; give another name")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to save in")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(stepper.walk.script(), "utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if stepper.walk.model.folder is None:
+        return f"saved {rest}; this model came from no folder: say in the script how it is made"
+    return f"saved {rest}; python {shlex.quote(str(path))} walks it again"
 
 
 def _quit(stepper: Stepper, rest: str) -> None:
@@ -151,7 +175,7 @@ _NAMED: dict[str, Callable[[Stepper, str], str | None]] = {
     "to": lambda stepper, rest: str(stepper.walk.to(rest)),
     "until": _until,
     "why": lambda stepper, rest: str(stepper.walk.why(rest)),
-    "edit": lambda stepper, rest: str(stepper.walk.edit(rest)),
+    "edit": _edit,
     "undo": lambda stepper, rest: str(stepper.walk.undo()),
     "help": lambda stepper, rest: _HELP.format(quantities=", ".join(QUANTITIES)),
 }  # fmt: skip
@@ -180,6 +204,6 @@ def run(walk: Walk) -> None:
             print()
             return
         except KeyboardInterrupt:
-            print("\n(q ends)")
             if piped:
-                return
+                raise
+            print("\n(q ends)")

@@ -6,7 +6,8 @@ going on; an edit runs it again with the changed number, and `script()` writes t
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from minglm.api import Model
 
 _SPECS = {tap.name: tap for tap in TAPS}
-_SHORT = {"w": "expert_weights", "experts": "expert_indices", "indices": "expert_indices", "stream": "out"}
+_SHORT = {"w": "expert_weights", "experts": "expert_indices", "indices": "expert_indices"}
+_NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|∞)|nan"
 
 
 class Edit(NamedTuple):
@@ -31,6 +33,12 @@ class Edit(NamedTuple):
     name: str
     place: Any  # an index or slices, as NumPy takes them
     value: float
+
+    def holds(self, index: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+        """Whether it changed this number of an array of this shape."""
+        changed = np.zeros(shape, bool)
+        changed[self.place] = True
+        return bool(changed[index])
 
 
 class Place(NamedTuple):
@@ -65,10 +73,10 @@ class Walk:
     def __init__(self, model: "Model", ids: Array, limit: float = 2e9):
         self.model, self.ids, self.limit = model, ids, limit
         self.edits: list[Edit] = []
-        self.plain = self.trace = self._run()  # without edits; with them
+        self.plain = self.trace = self._run([])  # without edits; with them
         self.at = 0
         self._visited: list[int] = []
-        self._seen: list[str] = []  # lines of the script
+        self._log: list[str] = []  # lines of the script
 
     # -- where we are ------------------------------------------------------------------------------------------------
 
@@ -104,15 +112,18 @@ class Walk:
     def _changed(self, name: str) -> str:
         if not self.edits:
             return ""
-        if name not in self.plain or self.plain[name].shape != self.trace[name].shape:
+        if not _same_tokens(name, self.plain, self.trace):
             return "  other tokens are here than without the edits"
         a, b = self.plain[name], self.trace[name]
-        if np.array_equal(a, b, equal_nan=a.dtype.kind == "f"):
+        differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        if not differs.any():
             return "  the same as without the edits"
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(np.nan_to_num(b.astype(np.float64) - a, nan=0.0, posinf=0.0, neginf=0.0))
-        count = int((a != b).sum())
-        return f"  {count} of {a.size} numbers differ from the walk without edits, by up to {apart.max():.3g}"
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.abs(b[differs].astype(np.float64) - a[differs])
+        known = apart[np.isfinite(apart)]
+        far = f", by up to {known.max():.3g}" if known.size else ""
+        odd = f", {apart.size - known.size} of them to or from ∞ or NaN" if known.size < apart.size else ""
+        return f"  {apart.size} of {a.size} numbers differ from the walk without edits{far}{odd}"
 
     # -- moves -------------------------------------------------------------------------------------------------------
 
@@ -129,8 +140,10 @@ class Walk:
 
     def back(self) -> Place:
         """To where the walk stood before the last move."""
-        if self._visited:
-            self.at = self._visited.pop()
+        while self._visited:
+            left, self.at = self.at, self._visited.pop()
+            if self.at != left:  # after an edit that took steps away, two places may have become one
+                break
         return self.where()
 
     def to(self, target: str | int) -> Place:
@@ -139,14 +152,15 @@ class Walk:
         Raises ValueError if there is none.
         """
         text = str(target).strip()
-        if re.fullmatch(r"(layer\s*=?\s*)?\d+", text):
-            number = int(re.findall(r"\d+", text)[0])
-            fitting = [i for i, name in enumerate(self.names) if name.startswith(f"layers.{number}.")][:1]
+        if not text:
+            raise ValueError("to wants a step or a layer: to router_scores, to 2")
+        if m := re.fullmatch(r"(?:layer\s*=?\s*)?(\d+)", text):
+            fitting = [i for i, name in enumerate(self.names) if name.startswith(f"layers.{m[1]}.")][:1]
+            if not fitting:
+                last = self.model.config.num_hidden_layers - 1
+                raise ValueError(f"there is no layer {m[1]:.20}; they are 0 … {last}")
         else:
-            wanted = _SHORT.get(text, text)
-            fitting = [i for i, name in enumerate(self.names) if name == wanted or name.endswith(f".{wanted}")]
-        if not fitting:
-            raise ValueError(f"no step is called {text!r}; `list` shows the names, a number is a layer")
+            fitting = self._called(text)
         return self._go(next((i for i in fitting if i > self.at), fitting[0]))
 
     def until(self, condition: str) -> Place:
@@ -159,7 +173,7 @@ class Walk:
         for i in range(self.at + 1, len(self.names)):
             if asked.holds(self.names[i], self.trace[self.names[i]], K):
                 return self._go(i)
-        raise ValueError(f"{condition!r} does not hold at any later step; the walk stays where it is")
+        raise ValueError(f"{condition!r:.80} does not hold at any later step; the walk stays where it is")
 
     def _go(self, i: int) -> Place:
         if i != self.at:
@@ -174,25 +188,29 @@ class Walk:
 
         A short name is that of the nearest step up to here. Raises ValueError for a name or place that is not there.
         """
-        name, place = self._find(text)
-        self._seen.append(f"print(trace[{name!r}]{_written(place)})")
-        return np.asarray(self.trace[name][place])
+        name, place = self.find(text)
+        self._log.append(f"print(trace[{name!r}]{_written(place)})")
+        return np.array(self.trace[name][place])
 
     def why(self, text: str = "") -> Why:
         """One number as the formula with its numbers: why("w[5, 1]"). Raises ValueError as `look` does."""
-        name, place = self._find(text)
+        name, place = self.find(text)
         if len(place) < self.trace[name].ndim or not all(isinstance(i, int) for i in place):
             shape = list(self.trace[name].shape)
             raise ValueError(
                 f"why takes one number: {name} has the shape {shape}, write {name.split('.')[-1]}[{_example(shape)}]"
             )
-        self._seen.append(f"print(why(model, trace, ids, {name!r}, {place}))")
-        return why(self.model, self.trace, self.ids, name, place)
+        self._log.append(f"print(why(model, trace, ids, {name!r}, {place}))")
+        opened = why(self.model, self.trace, self.ids, name, place)
+        if any(edit.name == name and edit.holds(place, self.trace[name].shape) for edit in self.edits):
+            return opened._replace(formula=f"{opened.formula}; edited here, so the formula makes another number")
+        return opened
 
-    def _find(self, text: str) -> tuple[str, Any]:
+    def find(self, text: str) -> tuple[str, Any]:
+        """The full name of a step and a place in it, as NumPy takes it, from a text such as "w[5, 1]"."""
         m = re.fullmatch(r"\s*([\w.]*)\s*(\[.*\])?\s*((?:\w\s*=\s*[-\d:]+\s*,?\s*)*)", text)
         if m is None:
-            raise ValueError(f"{text!r}: wanted a name and a place, such as w[5, 1] or probs H=2 T=5")
+            raise ValueError(f"{text!r:.80}: wanted a name and a place, such as w[5, 1] or probs H=2 T=5")
         name = self._named(m[1])
         inner = (m[2] or "")[1:-1]
         by_letter = m[3] or (inner if "=" in inner else "")
@@ -201,28 +219,43 @@ class Walk:
     def _named(self, text: str) -> str:
         if not text:
             return self.name
-        wanted = _SHORT.get(text, text)
-        fitting = [i for i, name in enumerate(self.names) if name == wanted or name.endswith(f".{wanted}")]
-        if not fitting:
-            raise ValueError(f"no step is called {text!r}; `list` shows the names")
+        fitting = self._called(text)
         return self.names[max((i for i in fitting if i <= self.at), default=fitting[0])]
 
+    def _called(self, text: str) -> list[int]:
+        """The steps of this name, full or short. Raises ValueError if there is none."""
+        wanted = _SHORT.get(text, text)
+        if wanted == "stream":  # between the layers; other steps are called "out" too
+            fitting = [i for i, name in enumerate(self.names) if re.fullmatch(r"embed_tokens|layers\.\d+\.out", name)]
+        else:
+            fitting = [i for i, name in enumerate(self.names) if name == wanted or name.endswith(f".{wanted}")]
+        if not fitting:
+            silent = "; an expert that no token picked has no steps" if "experts." in text else ""
+            raise ValueError(f"no step is called {text!r:.80}; `list` shows the names{silent}")
+        return fitting
+
+    def _axes(self, name: str) -> list[str]:
+        return _SPECS[spec_of(name, self.model.config.num_hidden_layers)].axes.split()
+
     def _by_place(self, name: str, inner: str) -> Any:
-        shape = self.trace[name].shape
+        shape, axes = self.trace[name].shape, self._axes(name)
         parts = [part.strip() for part in inner.split(",")] if inner.strip() else []
         if len(parts) > len(shape):
-            raise ValueError(f"{name} has {len(shape)} axes, {inner!r} names {len(parts)}")
-        return tuple(_index(part, n, name) for part, n in zip(parts, shape, strict=False))
+            raise ValueError(f"{name} has {len(shape)} axes ({' '.join(axes)}), {inner!r:.80} names {len(parts)}")
+        return tuple(_index(part, n, f"{name}, axis {a}") for part, n, a in zip(parts, shape, axes, strict=False))
 
     def _by_letter(self, name: str, text: str) -> Any:
-        axes = _SPECS[spec_of(name, self.model.config.num_hidden_layers)].axes.split()
-        given = dict(re.findall(r"(\w)\s*=\s*([-\d:]+)", text))
+        axes = self._axes(name)
+        pairs = re.findall(r"(\w)\s*=\s*([-\d:]+)", text)
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise ValueError(f"{text.strip()!r:.80} names an axis twice")
         if "N" in axes and "T" in given and len(self.ids) == 1:
             given["N"] = given.pop("T")  # of one row: the same
         if unknown := set(given) - set(axes):
             raise ValueError(f"{name} has the axes {' '.join(axes)}, not {' '.join(sorted(unknown))}")
         shape = self.trace[name].shape
-        return tuple(_index(given.get(letter, ":"), n, name) for letter, n in zip(axes, shape, strict=True))
+        return tuple(_index(given.get(a, ":"), n, f"{name}, axis {a}") for a, n in zip(axes, shape, strict=True))
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
@@ -231,61 +264,79 @@ class Walk:
 
         Everything after it is computed anew. Raises ValueError for what cannot be changed; nothing is changed then.
         """
-        m = re.fullmatch(r"\s*(.+?)\s*=\s*([-+]?[\d.]+(?:e[-+]?\d+)?|[-+]?inf|nan)\s*", text)
+        m = re.fullmatch(rf"\s*(.+?)\s*=\s*({_NUMBER})\s*", text.replace("−", "-"), re.IGNORECASE)
         if m is None or (m[1].count("[") != m[1].count("]")):
-            raise ValueError(f"{text!r}: wanted NAME[PLACE] = NUMBER, such as w[5, 1] = 0.9")
-        name, place = self._find(m[1])
-        here, kept = self.name, self.trace
-        self.edits.append(Edit(name, place, float(m[2])))
-        try:
-            self.trace = self._run()
-        except ValueError:
-            self.edits.pop()
-            self.trace = kept
-            raise
-        self._stay(here, kept)
+            raise ValueError(f"{text!r:.80}: wanted NAME[PLACE] = NUMBER, such as w[5, 1] = 0.9")
+        name, place = self.find(m[1])
+        value = float(m[2].replace("∞", "inf"))
+        _check_fits(value, name, self.trace[name][place])
+        self._continue([*self.edits, Edit(name, place, value)])
+        self._log += [f"EDITS.append(({name!r}, {_tuple(place)}, {_plain(value)}))", _AGAIN]
         return self.where()
 
     def undo(self) -> Place:
         """Take the last edit back. Raises ValueError if there is none."""
         if not self.edits:
             raise ValueError("nothing was edited")
-        here, kept = self.name, self.trace
-        self.edits.pop()
-        self.trace = self._run()
-        self._stay(here, kept)
+        self._continue(self.edits[:-1])
+        self._log += ["EDITS.pop()", _AGAIN]
         return self.where()
 
-    def _stay(self, here: str, before: Trace) -> None:
-        """The same step, or if its expert is not picked any more the last one before it that is still there."""
-        old, now = before.names(), self.names
-        self.at = next(now.index(name) for name in reversed(old[: old.index(here) + 1]) if name in now)
-        self._visited = [i for i in self._visited if i < len(now)]
+    def _continue(self, edits: list[Edit]) -> None:
+        """With these edits, at the same step; if its expert is not picked any more, at the last one before it that is
+        still there. Nothing changes if the pass cannot be run."""
+        before, trace = self.trace, self._run(edits)
+        for edit in edits:
+            if not _same_tokens(edit.name, before, trace):
+                raise ValueError(
+                    f"this would send other tokens to the expert of your edit of {edit.name}; undo that first"
+                )
+        self.edits, self.trace = edits, trace
+        old, now = before.names(), {name: i for i, name in enumerate(trace.names())}
 
-    def _run(self) -> Trace:
-        return self.model.trace(self.ids, tap=tap_of(self.edits) if self.edits else None, limit=self.limit)
+        def still_there(i: int) -> int:
+            return next(now[name] for name in reversed(old[: i + 1]) if name in now)
+
+        self.at, self._visited = still_there(self.at), [still_there(i) for i in self._visited]
+
+    def _run(self, edits: list[Edit]) -> Trace:
+        with np.errstate(all="ignore"):  # NaN and ∞ are shown, not warned of
+            return self.model.trace(self.ids, tap=tap_of(edits) if edits else None, limit=self.limit)
 
     # -- keeping -----------------------------------------------------------------------------------------------------
 
     def script(self) -> str:
-        """The walk as plain Python: the edits as a tap, what was looked at as prints. The same bits come out."""
-        edits = "".join(
-            f"    ({e.name!r}, {_written(e.place) and _tuple(e.place)}, {e.value!r}),\n" for e in self.edits
-        )
-        needs_why = any("why(" in line for line in self._seen)
+        """The walk as plain Python: what was looked at, and the edits as a tap, in their order. The same bits come out.
+
+        Of a model that was not loaded from a folder the script says that it must be made there.
+        """
+        needs_why = any(line.startswith("print(why(") for line in self._log)
         imports = "import numpy as np\n\nimport minglm\n" + ("from minglm.look.why import why\n" if needs_why else "")
-        seen = "\n".join(self._seen) or f"print(trace[{self.name!r}])"
-        return _SCRIPT.format(imports=imports, model=self.model.name, ids=self.ids.tolist(), edits=edits, seen=seen)
+        lines = self._log if any(line.startswith("print(") for line in self._log) else [*self._log, self._here()]
+        return _SCRIPT.format(imports=imports, model=self._loading(), ids=self.ids.tolist(), lines="\n".join(lines))
+
+    def _here(self) -> str:
+        return f"print(trace[{self.name!r}])"
+
+    def _loading(self) -> str:
+        """The line that makes this model again."""
+        model = self.model
+        if model.folder is None:
+            return f"model = ...  # {model.name!r} came from no folder: make it here as you did before"
+        kept = "" if model.storage == "float32" else f", dtype={model.storage!r}"
+        shipped = model.folder.parent in [parent / "weights" for parent in Path(__file__).resolve().parents[1:3]]
+        return f"model = minglm.load({model.name if shipped else str(model.folder)!r}{kept})"
 
 
+_AGAIN = "trace = model.trace(ids, tap=tap)"
+BEGINS = '"""A walk through a forward pass, written by minglm step.'
 _SCRIPT = '''"""A walk through a forward pass, written by minglm step."""
 
 {imports}
-model = minglm.load({model!r})
+{model}
 ids = np.array({ids})
 
-EDITS = [  # step, place, the number to go on with
-{edits}]
+EDITS = []  # step, place, the number to go on with
 
 
 def tap(name, array):
@@ -297,7 +348,7 @@ def tap(name, array):
 
 
 trace = model.trace(ids, tap=tap)
-{seen}
+{lines}
 '''
 
 
@@ -310,7 +361,10 @@ def tap_of(edits: list[Edit]) -> Any:
             return None
         array = array.copy()
         for edit in mine:
-            array[edit.place] = edit.value
+            try:
+                array[edit.place] = edit.value
+            except IndexError:
+                raise ValueError(f"your edit of {name} has no place any more; undo that first") from None
         return array
 
     return tap
@@ -349,21 +403,43 @@ def steps_of(names: list[str]) -> Iterator[tuple[str, list[str]]]:
         yield idea, held
 
 
-def _index(text: str, n: int, name: str) -> Any:
+def _same_tokens(name: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+    """Whether a step has the same rows in both: an expert's are those of the tokens that picked it."""
+    if ".mlp.experts." not in name:
+        return True
+    tokens = f"{name.rsplit('.', 1)[0]}.tokens"
+    return tokens in a and tokens in b and np.array_equal(a[tokens], b[tokens])
+
+
+def _check_fits(value: float, name: str, numbers: Array) -> None:
+    """Raises ValueError for a number that an array cannot hold, and for a place that holds none."""
+    if not numbers.size:
+        raise ValueError(f"there is no number of {name} at that place")
+    if numbers.dtype.kind in "iu":
+        if not (value.is_integer() and abs(value) < 2**53):
+            raise ValueError(f"{name} holds whole numbers, {value:g} is none that fits")
+    elif np.isfinite(value) and abs(value) > float(np.finfo(numbers.dtype).max):
+        raise ValueError(f"{value:g} is too large for {numbers.dtype}; write inf for ∞")
+
+
+def _index(text: str, n: int, where: str) -> Any:
     if ":" in text:
         try:
-            return slice(*(int(part) if part.strip() else None for part in text.split(":")))
+            parts = slice(*(int(part) if part.strip() else None for part in text.split(":")))
         except (ValueError, TypeError):
-            raise ValueError(f"{text!r} is no slice; wanted something like 2:5") from None
+            raise ValueError(f"{text!r:.80} is no slice; wanted something like 2:5") from None
+        if parts.step == 0:
+            raise ValueError(f"{text!r:.80}: the step of a slice cannot be 0")
+        return parts
     if not re.fullmatch(r"-?\d+", text):
-        raise ValueError(f"{text!r} is no whole number")
-    if not -n <= int(text) < n:
-        raise ValueError(f"{name}: {text} is outside of 0 … {n - 1}")
+        raise ValueError(f"{text!r:.80} is no whole number")
+    if len(text) > 18 or not -n <= int(text) < n:
+        raise ValueError(f"{where}: {text:.20} is outside of 0 … {n - 1}")
     return int(text) % n
 
 
 def _tuple(place: Any) -> str:
-    return f"({', '.join(_part(i) for i in place)},)"
+    return f"({' '.join(f'{_part(i)},' for i in place)})"
 
 
 def _part(i: Any) -> str:
@@ -374,6 +450,10 @@ def _written(place: Any) -> str:
     return f"[{_tuple(place)}]" if place else ""
 
 
+def _plain(value: float) -> str:
+    return repr(value) if np.isfinite(value) else f'float("{value}")'
+
+
 def _example(shape: list[int]) -> str:
     return ", ".join(str(min(1, n - 1)) for n in shape)
 
@@ -381,9 +461,11 @@ def _example(shape: list[int]) -> str:
 def _numbers(array: Array) -> str:
     if array.dtype.kind in "iu":
         return f"whole numbers, {array.min()} … {array.max()}"
-    known = array[np.isfinite(array)]
-    hidden = f", {array.size - known.size} hidden (−∞)" if known.size < array.size else ""
+    kinds = (("−∞", np.isneginf(array)), ("∞", np.isposinf(array)), ("NaN", np.isnan(array)))
+    odd = [f"{mask.sum()} × {what}" for what, mask in kinds if mask.any()]
+    known = array[np.isfinite(array)].astype(np.float64)
     if not known.size:
-        return hidden.lstrip(", ")
-    values = known.astype(np.float64)
-    return f"mean {values.mean():.4g}, sd {values.std():.4g}, {values.min():.4g} … {values.max():.4g}{hidden}"
+        return ", ".join(odd)
+    with np.errstate(over="ignore"):
+        said = f"mean {known.mean():.4g}, sd {known.std():.4g}, {known.min():.4g} … {known.max():.4g}"
+    return ", ".join([said, *odd])

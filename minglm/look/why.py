@@ -80,6 +80,18 @@ def _number(value: float) -> str:
     return f"{value:.6g}" if np.isfinite(value) else str(value).replace("inf", "∞")
 
 
+def _total(terms: list[Term]) -> float:
+    try:
+        return math.fsum(term.value for term in terms)
+    except (OverflowError, ValueError):  # beyond float64; ∞ − ∞
+        with np.errstate(all="ignore"):
+            return float(np.sum([term.value for term in terms]))
+
+
+def _sigmoid(z: float) -> float:
+    return 0.0 if z < -700 else 1 / (1 + math.exp(-z))
+
+
 Parts = tuple[list[Term], tuple[int, float] | None, float]
 
 LINEAR = {  # tap -> the tap whose rows it multiplies, within its layer
@@ -148,9 +160,9 @@ class _Opened:
 
     def _sum(self, terms: list[Term], most: int | None = None) -> Parts:
         """The largest terms, and the rest of them."""
-        order = sorted(terms, key=lambda term: -abs(term.value))
+        order = sorted(terms, key=lambda term: -math.inf if math.isnan(term.value) else -abs(term.value))
         shown, rest = order[: most or self.most], order[most or self.most :]
-        return shown, (len(rest), math.fsum(t.value for t in rest)), math.fsum(term.value for term in terms)
+        return shown, (len(rest), _total(rest)), _total(terms)
 
     def _added(self, names: tuple[str, ...], index: tuple[int, ...]) -> Parts:
         shape = np.shape(self.arrays[self.name])
@@ -192,7 +204,7 @@ class _Opened:
         q = self.tap("self_attn.q_rope")[b, t, h]
         R = self.config.num_attention_heads // self.config.num_key_value_heads
         k = self.tap("self_attn.k_rope")[b, s, h // R]
-        if np.isneginf(self.tap("self_attn.scores")[index]):
+        if s > t:
             return [Term(f"key {s} comes after query {t}: hidden", -np.inf)], None, -np.inf
         root = math.sqrt(len(q))
         terms = [
@@ -209,7 +221,7 @@ class _Opened:
         terms = [
             Term(f"p[{s}] · v[{s}] = {p:.4g} · {v:.4g}", float(p * v))
             for s, (p, v) in enumerate(zip(probs, values, strict=True))
-            if p
+            if p or not np.isfinite(v)  # 0 · NaN is NaN
         ]
         return self._sum(terms)
 
@@ -258,7 +270,8 @@ class _Opened:
 
     def probs(self, index: tuple[int, ...]) -> Parts:
         row = self.tap("self_attn.scores")[index[:-1]]
-        powers = np.exp(row - row.max())
+        with np.errstate(invalid="ignore"):
+            powers = np.exp(row - row.max())
         own = float(powers[index[-1]])
         total = float(powers.sum())
         terms = [Term("score", float(row[index[-1]])), Term("largest score", float(row.max()))]
@@ -268,17 +281,17 @@ class _Opened:
     def hidden(self, index: tuple[int, ...]) -> Parts:
         before = self.name.split(".", 2)[2].removesuffix("hidden")
         gate, up = (float(self.tap(before + each)[index]) for each in ("gate", "up"))
-        slope = 1 / (1 + math.exp(-gate)) if gate > -700 else 0.0
+        slope = _sigmoid(gate)
         return [Term("gate", gate), Term("σ(gate)", slope), Term("up", up)], None, gate * slope * up
 
     def router_scores(self, index: tuple[int, ...]) -> Parts:
         logit = float(self.tap("mlp.router_logits")[index])
-        return [Term("logit", logit)], None, float(1 / (1 + np.exp(-logit)))
+        return [Term("logit", logit)], None, _sigmoid(logit)
 
     def biased_scores(self, index: tuple[int, ...]) -> Parts:
         score, bias = float(self.tap("mlp.router_scores")[index]), float(self.weights()[0][index[-1]])
         terms = [Term("score", score), Term(f"bias[{index[-1]}]", bias)]
-        if np.isneginf(self.tap("mlp.biased_scores")[index]):
+        if self.config.n_group > 1 and np.isneginf(self.tap("mlp.biased_scores")[index]):
             return [*terms, Term("its group is closed", -np.inf)], None, -np.inf
         return terms, None, score + bias
 
