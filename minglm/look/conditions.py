@@ -1,8 +1,8 @@
 """Conditions on a step, as a walk waits for them.
 
 "margin < 0.01", "max > 100 and layer >= 2": comparisons of numbers and of the quantities below, joined by and, or,
-not, with + − · /. Read from the text's syntax tree, never run as Python. What a step does not have is unknown there, and
-so is a comparison with it; `or` needs one side that holds, `and` both, and `not` of the unknown stays unknown.
+not, with + − · /. Read from the text's syntax tree, never run as Python. What a step does not have is unknown there,
+and so is a comparison with it; `or` needs one side that holds, `and` both, and `not` of the unknown stays unknown.
 """
 
 import ast
@@ -120,7 +120,7 @@ def _check(node: ast.expr) -> None:
         numbers = [node.left, *node.comparators]
     elif isinstance(node, ast.BinOp) and type(node.op) in _ARITHMETIC:
         numbers = [node.left, node.right]
-    elif isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) < 1e300:
+    elif _is_number(node):
         pass
     elif not (isinstance(node, ast.Name) and node.id in QUANTITIES):
         raise ValueError(f"{ast.unparse(node)!r:.80} is not known here; there are {', '.join(QUANTITIES)}")
@@ -129,6 +129,11 @@ def _check(node: ast.expr) -> None:
         if is_truth != _compares(part):
             wanted = "nothing is compared" if is_truth else "it is no number"
             raise ValueError(f"{ast.unparse(part)!r:.80}: {wanted}; wanted something like margin < 0.01")
+
+
+def _is_number(node: ast.expr) -> bool:
+    value: Any = node.value if isinstance(node, ast.Constant) else None
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _compares(node: ast.expr) -> bool:
@@ -143,7 +148,8 @@ def _value(node: ast.expr, measured: dict[str, float]) -> Any:
     if isinstance(node, ast.Name):
         return measured.get(node.id)
     if isinstance(node, ast.Constant):
-        return float(node.value)
+        number: Any = node.value
+        return float(number)
     if isinstance(node, ast.BoolOp):
         parts = [_value(part, measured) for part in node.values]
         settles = isinstance(node.op, ast.Or)  # one true part settles an or, one false part an and

@@ -31,7 +31,7 @@ save FILE          the walk as a Python script
 q, quit            end; so does Ctrl-D
 
 An empty line is n. Short names are those of the nearest step up to here, for to of the next one ahead; w is
-expert_weights, stream what goes from layer to layer. In a place the axes stand as in the step's shape: p probs[0, 2, 5].
+expert_weights, stream what goes from layer to layer. In [PLACE] the axes stand as in the step's shape.
 Quantities for until: {quantities}."""
 
 
