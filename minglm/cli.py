@@ -196,7 +196,9 @@ def _trace(given: argparse.Namespace) -> None:
     from minglm.demo import step_table
 
     model = load(given.model)
-    if given.html:
+    if given.html is not None:
+        if given.save or given.keep != "*":
+            raise ValueError("--html writes a page with every step: leave --keep and --save out")
         from minglm.look.page import write_page
 
         for note in write_page(model, given.prompt, given.html, given.beside, given.without_bias):

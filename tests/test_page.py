@@ -13,6 +13,7 @@ from minglm.cli import main
 from minglm.look.page import write_page
 from minglm.look.page.pack import Packer
 from minglm.look.page.recipes import recipe_of
+from minglm.model.params import map_arrays
 
 CONFIGS = {"micro": {}, "dense": {"first_k_dense_replace": 3}, "alone": {"n_shared_experts": 0, "use_qk_norm": False}}
 
@@ -66,6 +67,8 @@ def test_bfloat16_is_rounded_to_nearest_even():
     ml_dtypes = pytest.importorskip("ml_dtypes")
     held = np.frombuffer(packer.groups["g"][0], np.uint16)
     assert np.array_equal(held, given.astype(ml_dtypes.bfloat16).view(np.uint16))
+    packer.add("h", np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32).view(np.float32), narrow=True)
+    assert packer.groups["h"][0][:6] == b"\xc0\x7f" * 3  # every NaN stays one
 
 
 def test_what_does_not_fit_is_left_out_and_named(tmp_path):
@@ -97,6 +100,41 @@ def test_the_command(tmp_path, capsys):
     assert "one comparison at a time" in capsys.readouterr().err
     assert path.exists()
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_what_a_page_cannot_be(tmp_path, capsys):
+    with pytest.raises(ValueError, match="is no file that a page could be written to"):
+        write_page(minglm.new("micro"), [1, 2], tmp_path)
+    dense = minglm.new(minglm.PRESETS["micro"].replace(first_k_dense_replace=3))
+    with pytest.raises(ValueError, match="no selection bias to leave out"):
+        write_page(dense, [1, 2], tmp_path / "page.html", without_bias=True)
+    for more in (["--keep", "logits"], ["--save", str(tmp_path / "t.safetensors")]):
+        assert main(["trace", "a", "--model", "glm-nano", "--html", str(tmp_path / "page.html"), *more]) == 2
+        assert "leave --keep and --save out" in capsys.readouterr().err
+    assert main(["trace", "a", "--model", "glm-nano", "--html", ""]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_json_has_none_for(tmp_path):
+    """Biases that are no numbers, and a float64 model beyond float32, and beyond what can be squared."""
+    model = minglm.new("micro", seed=1)
+    biases = np.array([np.nan, np.inf, -np.inf, 0.5, 0, 0, 0, 0], np.float32)
+    broken = map_arrays(lambda n, a: biases if n.endswith("correction_bias") else a, model.params)
+    write_page(minglm.Model(model.config, broken), [1, 2, 3], tmp_path / "page.html", without_bias=True)
+    data, _ = read(tmp_path / "page.html")
+    assert data["traces"][0]["bias"]["1"][:4] == ["NaN", "Infinity", "-Infinity", 0.5]
+    large = map_arrays(lambda n, a: a.astype("f8") * (1e160 if n == "model.norm.weight" else 1), model.params)
+    with np.errstate(over="ignore"):
+        write_page(minglm.Model(model.config, large), [1, 2, 3], tmp_path / "page.html")
+    data, _ = read(tmp_path / "page.html")
+    assert data["traces"][0]["steps"][-2]["stats"]["sd"] == "Infinity"
+
+
+def test_steps_say_how_many_numbers_are_none(tmp_path):
+    model = minglm.new("micro", seed=1)
+    write_page(model, [1, 2, 3], tmp_path / "page.html")
+    steps = {step["name"]: step["stats"] for step in read(tmp_path / "page.html")[0]["traces"][0]["steps"]}
+    assert (steps["layers.1.self_attn.scores"]["−∞"], steps["layers.1.self_attn.scores"]["NaN"]) == (18, 0)
 
 
 def test_one_row_only(tmp_path):

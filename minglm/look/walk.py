@@ -112,7 +112,7 @@ class Walk:
     def _changed(self, name: str) -> str:
         if not self.edits:
             return ""
-        if not _same_tokens(name, self.plain, self.trace):
+        if not same_tokens(name, self.plain, self.trace):
             return "  other tokens are here than without the edits"
         a, b = self.plain[name], self.trace[name]
         differs = (a != b) & ~(np.isnan(a) & np.isnan(b))
@@ -287,7 +287,7 @@ class Walk:
         still there. Nothing changes if the pass cannot be run."""
         before, trace = self.trace, self._run(edits)
         for edit in edits:
-            if not _same_tokens(edit.name, before, trace):
+            if not same_tokens(edit.name, before, trace):
                 raise ValueError(
                     f"this would send other tokens to the expert of your edit of {edit.name}; undo that first"
                 )
@@ -403,7 +403,7 @@ def steps_of(names: list[str]) -> Iterator[tuple[str, list[str]]]:
         yield idea, held
 
 
-def _same_tokens(name: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
+def same_tokens(name: str, a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
     """Whether a step has the same rows in both: an expert's are those of the tokens that picked it."""
     if ".mlp.experts." not in name:
         return True

@@ -52,6 +52,16 @@ def test_a_long_prompt_opens_and_says_what_was_left_out(tmp_path, open_page):
     assert page.page.locator(".cell.picked").count() == 2 * 5
     page.press("Shift+ArrowRight")
     assert page.said == []
+    missing = page.page.evaluate(
+        """async () => {
+            const missing = [];
+            for (const step of DATA.traces[0].steps.filter((step) => step.rows.includes(200)))
+                missing.push(await opened(0, step, 200, 0, 0));
+            return missing.filter((found) => typeof found === "string");
+        }"""
+    )
+    assert missing
+    assert all("minglm step opens it" in said for said in missing)
 
 
 def test_the_page_can_load_and_run_nothing_else(nano, open_page):
@@ -180,11 +190,84 @@ def test_links_lead_to_a_place_and_follow(nano, open_page):
     page.page.wait_for_selector("#step-name:text('logits')")
     page.drawn()
     assert "V 7:" in page.text("#opened h3")
+    page.page.evaluate("() => { location.hash = '#panel'; }")  # where "Skip to the step" leads: no other place
+    page.page.wait_for_timeout(100)
+    assert page.text("#step-name") == "logits"
+    for nonsense in (
+        "#layer=1&step=probs&head=99&cell=999",
+        "#layer=1&step=probs&head=x&cell=-3&token=1.5",
+        "#step=logits&cell=x",
+        "#layer=&token=NaN",
+    ):
+        assert open_page(nano, nonsense).said == []
+    assert "head=3&cell=4" in open_page(nano, "#layer=1&step=probs&head=99&cell=999").page.url
     again = open_page(
         nano, "#layer=99&step=nothing&token=-3&cell=x&head=9&trace=b"
     )  # nonsense: the nearest that there is
     assert again.said == []
     assert again.text("#step-name") == "embed_tokens"
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_the_address_of_every_step_leads_back_to_it(tmp_path, open_page, nano, compare):
+    path = tmp_path / "page.html" if compare else nano
+    if compare:
+        write_page(minglm.load("glm-nano"), "2 + 2 =", path, without_bias=True)
+    lost = open_page(path).page.evaluate(
+        """() => {
+            const lost = [];
+            for (const [trace, mode] of DATA.traces.map((_, i) => [i, i ? "b" : "a"]))
+                for (let step = 0; step < DATA.traces[trace].steps.length; step++) {
+                    go({ mode, trace, step, token: 1, cell: null });
+                    const there = place();
+                    goToPlace(there);
+                    if (state.step !== step || state.trace !== trace) lost.push(there);
+                }
+            return lost;
+        }"""
+    )
+    assert lost == []
+
+
+def test_keys_of_other_keyboards(nano, open_page):
+    page = open_page(nano, "#layer=1&step=middle&token=0")
+    pressed = ("]", "altKey: true, ctrlKey: true", 2), ("[", "altKey: true", 1), ("]", "ctrlKey: true", 1)
+    for key, modifiers, leads in pressed:
+        event = f"new KeyboardEvent('keydown', {{ key: '{key}', bubbles: true, {modifiers} }})"
+        page.page.evaluate(f"() => document.body.dispatchEvent({event})")
+        page.drawn()
+        assert page.text("#step-name") == f"layers.{leads}.middle"
+
+
+def test_the_keyboard_stays_where_it_was(nano, open_page):
+    page = open_page(nano, "#layer=1&step=probs&token=1")
+    for target in ("[data-token='3']", "[data-head='2']", "[data-step='layers.1.self_attn.o']", "[data-layer='2']"):
+        page.page.focus(target)
+        page.press("Enter")
+        assert page.page.evaluate(f'() => document.activeElement.matches("{target}")'), target
+
+
+def test_the_picture_does_not_jump(nano, open_page):
+    page = open_page(nano, "#step=logits&token=2&cell=1900")
+    scrolled = "() => document.querySelector('.scroll').scrollLeft"
+    assert page.page.evaluate(scrolled) > 1000  # the number is to be seen
+    page.page.evaluate("() => { document.querySelector('.scroll').scrollLeft -= 7; }")
+    before = page.page.evaluate(scrolled)
+    box = page.page.locator(".scroll").bounding_box()
+    page.page.mouse.click(box["x"] + 300, box["y"] + 70)
+    page.drawn()
+    assert page.text("#opened h3").startswith("3 2, V ")
+    assert page.page.evaluate(scrolled) == before
+
+
+def test_the_address_may_lag(nano, open_page):
+    page = open_page(nano)
+    page.page.evaluate(
+        "() => { history.replaceState = () => { throw new DOMException('too often', 'SecurityError'); }; }"
+    )
+    page.press("ArrowRight")
+    assert page.text("#step-name") == "layers.0.input_layernorm"
+    assert page.said == []
 
 
 # -- what if -----------------------------------------------------------------------------------------------------
@@ -224,6 +307,20 @@ def test_sliders_route_one_token_again(nano, open_page):
     assert len(rows_of(page)) == 5
 
 
+def test_sliders_end_at_what_the_router_can_do(tmp_path, open_page):
+    config = minglm.PRESETS["micro"].replace(n_group=4, topk_group=2, routed_scaling_factor=12.0)
+    model = minglm.new(config, seed=1)
+    write_page(model, [1, 2, 3], tmp_path / "page.html")
+    page = open_page(tmp_path / "page.html", "#layer=1&step=router&token=1")
+    assert page.page.get_attribute("#slider-K", "max") == "4"  # of two open groups of two experts
+    assert page.page.input_value("#slider-scale") == "12"
+    slide(page, "K", 4)
+    slide(page, "factor", 3)
+    slide(page, "scale", 0)
+    assert [float(row[3]) for row in rows_of(page)[:4]] == [0.0] * 4
+    assert page.said == []
+
+
 # -- two traces --------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +342,68 @@ def test_without_the_bias(tmp_path, open_page):
     page.drawn()
     assert page.text("#step-name") == "layers.5.mlp.out"
     assert page.said == []
+    there = open_page(path, "#layer=1&step=mlp.expert_weights&token=4&trace=nonsense")
+    assert there.page.get_attribute("[data-mode='a']", "aria-pressed") == "true"
+
+
+def test_both_traces_token_by_token(tmp_path, open_page):
+    """Experts that other tokens picked: rows are compared by token, what differs is marked, a click opens what was
+    clicked, and a step that is not there leads to the one before."""
+    path = tmp_path / "page.html"
+    plain = minglm.new(minglm.PRESETS["micro"], seed=1)
+    bias = 0.05 * np.random.default_rng(0).standard_normal(8)
+
+    def biased(name, array):
+        return (array + bias).astype("f4") if name.endswith("e_score_correction_bias") else array
+
+    model = minglm.Model(plain.config, map_arrays(biased, plain.params))
+    ids = list(range(3, 13))
+    write_page(model, ids, path, without_bias=True)
+    a, b = model.trace(ids), plain.trace(ids)
+    page = open_page(path)
+    differs = page.page.evaluate("() => DATA.differs")
+    for name in {**a, **b}:
+        if name not in a or name not in b:
+            assert "only in" in differs[name]
+        elif a[name].shape == b[name].shape and np.array_equal(a[name], b[name]):
+            tokens = ".".join([*name.split(".")[:-1], "tokens"])
+            assert not differs[name] or not np.array_equal(a[tokens], b[tokens])
+        else:
+            assert differs[name]
+    outs = [n for n in a if n.endswith(".out") and ".experts." in n]
+    name = next(n for n in outs if n in b and 0 < len(common(a, b, n)) < min(len(a[n]), len(b[n])))
+    page.page.evaluate(f"() => go({{ step: stepNumber('{name}') }})".replace("stepNumber", STEP))
+    page.page.click("[data-mode='diff']")
+    page.drawn()
+    shown = page.page.evaluate("() => drawnMap.map.tokens.map((t, r) => [t, drawnMap.map.value(r, 2)])")
+    assert [t for t, _ in shown] == common(a, b, name)
+    for token, value in shown:
+        rows = [list(each[name.replace(".out", ".tokens")]).index(token) for each in (a, b)]
+        assert value == pytest.approx(float(b[name][rows[1], 2]) - float(a[name][rows[0], 2]), abs=1e-6)
+    page.page.click("[data-mode='both']")
+    page.drawn()
+    page.page.click("#view canvas >> nth=1", position={"x": 110, "y": 5})  # B's first row, first number
+    page.drawn()
+    assert page.text("#opened h3").startswith(f"B: {b[name.replace('.out', '.tokens')][0]} ")
+    assert page.page.evaluate("() => state.trace") == 1
+    alone = next(n for n in b if n not in a and n.endswith(".up"))
+    page.page.click("[data-mode='b']")
+    page.drawn()
+    page.page.evaluate(f"() => go({{ step: stepNumber('{alone}') }})".replace("stepNumber", STEP))
+    page.drawn()
+    assert "only in B" in page.text("#facts")
+    page.page.click("[data-mode='diff']")
+    page.drawn()
+    assert page.text("#step-name").startswith(f"layers.{alone.split('.')[1]}.mlp.")
+    assert page.said == []
+
+
+STEP = "((name) => DATA.traces[state.trace].steps.findIndex((step) => step.name === name))"
+
+
+def common(a, b, name):
+    tokens = name.replace(".out", ".tokens")
+    return [t for t in a[tokens].tolist() if t in b[tokens]]
 
 
 def test_thinking_or_not(tmp_path, open_page):
@@ -276,7 +435,29 @@ def test_panels_are_saved(nano, open_page):
         page.page.click("#svg")
     assert download.value.suggested_filename == "layers.1.mlp.router_scores.svg"
     drawn = ElementTree.fromstring(download.value.path().read_text("utf-8"))
+    labels = [text.text for text in drawn.findall("{http://www.w3.org/2000/svg}text")]
+    assert labels == ["0 2", "1 ␣+", "2 ␣", "3 2", "4 ␣="]
     assert len(drawn.findall("{http://www.w3.org/2000/svg}rect")) == 5 * 8
+
+
+def test_what_is_saved_says_what_it_is(tmp_path, open_page):
+    """Tokens with quotes and commas; the head; which trace; labels that stay beside the picture."""
+    path = tmp_path / "page.html"
+    model = minglm.load("glm-tiny")
+    text = '"a, b"\'; "antidisestablishmentarianism",\n'
+    write_page(model, text, path, without_bias=True)
+    page = open_page(path, "#layer=1&step=probs&token=2&head=1&trace=diff")
+    trace = model.trace(text)
+    with page.page.expect_download() as download:
+        page.page.click("#csv")
+    assert download.value.suggested_filename == "layers.1.self_attn.probs.head-1.B-A.csv"
+    rows = list(csv.reader(io.StringIO(download.value.path().read_text("utf-8"))))
+    assert [row[0] for row in rows[1:]] == [f"{t} {token}" for t, token in enumerate(trace.tokens)]
+    assert {len(row) for row in rows} == {len(trace.tokens) + 1}
+    with page.page.expect_download() as download:
+        page.page.click("#svg")
+    drawn = ElementTree.fromstring(download.value.path().read_text("utf-8"))
+    assert all(len(label.text) <= 13 for label in drawn.findall("{http://www.w3.org/2000/svg}text"))
 
 
 # -- for everybody -----------------------------------------------------------------------------------------------
@@ -337,6 +518,15 @@ def test_texts_cannot_break_out(tmp_path, open_page):
     assert "</script>" in page.text("#notes")
 
 
+@pytest.mark.parametrize("mark", ["@SCRIPT@", "@GROUPS@ @DATA@", "@STYLE@@TITLE@"])
+def test_a_prompt_may_be_a_mark_of_the_page(tmp_path, open_page, mark):
+    path = tmp_path / "page.html"
+    write_page(minglm.load("glm-nano"), mark, path)
+    page = open_page(path)
+    assert page.said == []
+    assert f'"{mark}"' in page.text("#notes")
+
+
 @pytest.mark.parametrize("ids", [[5], [7, 7]])
 def test_short_prompts_without_a_tokenizer(tmp_path, open_page, ids):
     path = tmp_path / "page.html"
@@ -355,3 +545,40 @@ def test_numbers_that_are_none(tmp_path, open_page):
     page = open_page(path, "#step=logits&cell=3")
     assert page.said == []
     assert re.search("NaN", page.text("#opened h3"))
+    assert page.text("#facts").endswith("183 × NaN")
+    assert "NaN" in page.text("#guesses tbody")
+    assert "−∞" in page.page.evaluate("() => goToPlace('#layer=0&step=scores') ?? find('facts').innerText")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_biases_and_values_that_are_none(tmp_path, open_page, value):
+    """What is opened is what the model made, also where 0 · NaN is NaN."""
+    model = minglm.new(minglm.PRESETS["micro"].replace(n_group=1, topk_group=1), seed=1)
+
+    def broken(name, array):
+        array = array.copy()
+        if name.endswith(("e_score_correction_bias", "1.mlp.experts.*.up_proj.weight")):
+            array[0] = value
+        return array
+
+    path = tmp_path / "page.html"
+    with np.errstate(all="ignore"):
+        write_page(minglm.Model(model.config, map_arrays(broken, model.params)), [1, 2, 3, 4], path, without_bias=True)
+    page = open_page(path, "#layer=1&step=biased_scores&token=0&cell=0")
+    assert page.text("#opened .total td:last-child") == {"nan": "NaN", "inf": "∞", "-inf": "−∞"}[str(value)]
+    found = page.page.evaluate(
+        """async () => {
+            const found = [];
+            const steps = DATA.traces[0].steps.filter((step) => step.axes.includes("T") || step.axes.includes("N"));
+            for (const step of steps)
+                for (const token of step.rows) {
+                    const map = await (state.token = token, mapOf(0, step));
+                    const value = map.value(token, 0);
+                    const { total } = await opened(0, step, token, 0, 0);
+                    if (Number.isNaN(value) !== Number.isNaN(total)) found.push([step.name, token, value, total]);
+                }
+            return found;
+        }"""
+    )
+    assert found == []
+    assert page.said == []

@@ -4,7 +4,11 @@
 const state = { trace: 0, mode: "a", step: 0, token: 0, head: 0, cell: null, K: null, factor: 1, scale: null };
 const find = (id) => document.getElementById(id);
 let drawnMap = null; // of the panel, for saving
+let refocus = ""; // where the keyboard was before a part of the page was drawn anew
 let turn = 0; // the newest drawing; older ones that come late are dropped
+
+const same = DATA.traces[1] && String(DATA.traces[0].ids) === String(DATA.traces[1].ids);
+const MODES = DATA.traces[1] ? [["a", "A"], ["b", DATA.traces[1].label], ["both", "both"], ...(same ? [["diff", "B − A"]] : [])] : [];
 
 const current = () => DATA.traces[state.trace].steps[state.step];
 const tokenText = (which, t) => `${t} ${DATA.traces[which].tokens[t]}`;
@@ -14,11 +18,22 @@ const tokenText = (which, t) => `${t} ${DATA.traces[which].tokens[t]}`;
 function go(change) {
   Object.assign(state, change);
   const { tokens, steps: list } = DATA.traces[state.trace];
-  state.step = Math.min(Math.max(state.step, 0), list.length - 1);
-  state.token = Math.min(Math.max(state.token, 0), tokens.length - 1);
-  history.replaceState(null, "", place());
+  state.step = within(state.step, list.length);
+  state.token = within(state.token, tokens.length);
+  state.head = within(state.head, DATA.config.H);
+  if (state.cell !== null) state.cell = within(state.cell, columnsOf(current()));
+  try {
+    history.replaceState(null, "", place());
+  } catch {
+    // some browsers allow only so many a minute: the address lags behind
+  }
   draw();
 }
+
+const within = (i, count) => Math.min(Math.max(Math.trunc(i) || 0, 0), count - 1);
+
+// Numbers in a row of the picture: of one head, for attention.
+const columnsOf = (step) => (step.axes.includes("S") ? step.full[2] : step.full.slice(1).reduce((a, b) => a * b, 1));
 
 function place() {
   const step = current();
@@ -34,23 +49,23 @@ function place() {
 // "#layer=3&step=router&token=7": a step by its name, the end of its name, or the idea that it belongs to.
 function goToPlace(hash) {
   const asked = new URLSearchParams(hash.slice(1));
-  const mode = asked.get("trace") || "a";
-  const which = mode === "b" && DATA.traces[1] ? 1 : 0;
+  const mode = MODES.some(([name]) => name === asked.get("trace")) ? asked.get("trace") : "a";
+  const which = mode === "b" ? 1 : 0;
   const list = DATA.traces[which].steps;
   const layer = asked.has("layer") ? Number(asked.get("layer")) : null;
   const wanted = asked.get("step") || "";
-  const fits = (step) => {
-    if (layer !== null && layerOf(step.name) !== layer) return false;
-    const short = step.name.split(".").slice(2).join(".") || step.name;
-    return !wanted || step.name === wanted || short === wanted || step.name.endsWith(`.${wanted}`) || step.idea.endsWith(`, ${wanted}`);
-  };
-  const step = list.findIndex(fits);
+  const ways = [
+    (step) => step.name === wanted || step.name.split(".").slice(2).join(".") === wanted,
+    (step) => step.name.endsWith(`.${wanted}`),
+    (step) => !wanted || step.idea.endsWith(`, ${wanted}`),
+  ];
+  const found = ways.map((fits) => list.findIndex((step) => (layer === null || layerOf(step.name) === layer) && fits(step)));
   go({
-    mode: DATA.traces[1] ? mode : "a",
+    mode,
     trace: which,
-    step: Math.max(step, 0),
-    token: asked.has("token") ? Number(asked.get("token")) || 0 : DATA.traces[which].tokens.length - 1,
-    head: Number(asked.get("head")) || 0,
+    step: found.find((i) => i >= 0) ?? 0,
+    token: asked.has("token") ? Number(asked.get("token")) : DATA.traces[which].tokens.length - 1,
+    head: Number(asked.get("head")),
     cell: asked.has("cell") ? Number(asked.get("cell")) : null,
   });
 }
@@ -68,10 +83,15 @@ function moveLayer(by) {
 }
 
 function choose(mode) {
-  const name = current().name;
   const which = mode === "b" ? 1 : 0;
-  const step = DATA.traces[which].steps.findIndex((each) => each.name === name);
-  go({ mode, trace: which, step: Math.max(step, 0), cell: null });
+  go({ mode, trace: which, step: stepIn(which), cell: null });
+}
+
+// This step in a trace; if it is not there (no token picked that expert), the last one before it that is.
+function stepIn(which) {
+  const there = DATA.traces[which].steps.map((step) => step.name);
+  const before = DATA.traces[state.trace].steps.slice(0, state.step + 1).reverse();
+  return there.indexOf(before.find((step) => there.includes(step.name)).name);
 }
 
 // -- lists -------------------------------------------------------------------------------------------------------
@@ -81,7 +101,7 @@ function drawTokens() {
   list.replaceChildren(
     ...DATA.traces[state.trace].tokens.map((text, t) => {
       const button = element("button", { onclick: () => go({ token: t }), "data-token": t });
-      button.append(element("span", { class: "number", text: String(t) }), text);
+      button.append(element("span", { class: "number", text: String(t) }), element("bdi", { text }));
       if (t === state.token) button.setAttribute("aria-current", "true");
       return element("li", {}, button);
     }),
@@ -121,12 +141,14 @@ function layerList({ title, steps: listed }) {
 function drawFacts(step) {
   find("step-name").textContent = step.name;
   find("what").textContent = `${step.what[0].toUpperCase()}${step.what.slice(1)}.`;
-  const { mean, sd, min, max, hidden } = step.stats;
+  const { mean, sd, min, max } = step.stats;
+  const odd = ["−∞", "∞", "NaN"].filter((name) => step.stats[name]).map((name) => `${step.stats[name]} × ${name}`);
   const shape = step.axes.map((letter, i) => `${letter} = ${step.full[i]}`).join(", ");
   const facts = [["shape", `[${shape}]`], ["formula", step.formula]];
-  if (mean !== undefined) facts.push(["numbers", `mean ${number(mean)}, sd ${number(sd)}, ${number(min)} … ${number(max)}${hidden ? `, ${hidden} hidden` : ""}`]);
+  const known = mean === undefined ? [] : [`mean ${number(mean)}, sd ${number(sd)}, ${number(min)} … ${number(max)}`];
+  facts.push(["numbers", [...known, ...odd].join(", ")]);
   const apart = DATA.differs && DATA.differs[step.name];
-  if (apart) facts.push(["A and B", `differ by up to ${number(apart)}`]);
+  if (apart) facts.push(["A and B", typeof apart === "string" ? apart : `differ by up to ${number(apart)}`]);
   find("facts").replaceChildren(...facts.flatMap(([name, text]) => [element("dt", { text: name }), element("dd", { text })]));
   find("code").textContent = `${step.file}\n${step.code}`;
 }
@@ -136,7 +158,8 @@ async function mapOf(which, step) {
   const array = await arrayOf(which, step.name);
   const rows = step.rows.map((t) => tokenText(which, t));
   const picked = step.rows.includes(state.token) && state.cell !== null ? [step.rows.indexOf(state.token), state.cell] : null;
-  const base = { name: step.name, rows, picked, onpick: (r, c) => go({ token: step.rows[r], cell: c }) };
+  const onpick = (r, c) => go({ trace: which, step: stepIn(which), token: step.rows[r], cell: c });
+  const base = { name: step.name, rows, tokens: step.rows, picked, onpick };
   if (step.axes.includes("S")) {
     const keys = array.shape[2];
     const value = (r, c) => array.values[(state.head * rows.length + r) * keys + c];
@@ -149,8 +172,17 @@ async function mapOf(which, step) {
   return { ...base, columns: Math.max(width, 1), value: (r, c) => array.values[r * width + c], columnName };
 }
 
+// Rows of the tokens that both have: another token may have picked an expert.
 function differenceOf(a, b) {
-  return { ...a, name: `${a.name}, B − A`, value: (r, c) => (a.value(r, c) === b.value(r, c) ? 0 : b.value(r, c) - a.value(r, c)) };
+  const [inA, inB] = [a, b].map((map) => new Map(map.tokens.map((t, r) => [t, r])));
+  const tokens = a.tokens.filter((t) => inB.has(t));
+  const value = (r, c) => {
+    const [x, y] = [a.value(inA.get(tokens[r]), c), b.value(inB.get(tokens[r]), c)];
+    return Object.is(x, y) ? 0 : y - x;
+  };
+  const rows = tokens.map((t) => a.rows[inA.get(t)]);
+  const picked = a.picked && tokens.includes(state.token) ? [tokens.indexOf(state.token), a.picked[1]] : null;
+  return { ...a, name: `${a.name}, B − A`, rows, tokens, picked, value, onpick: (r, c) => a.onpick(inA.get(tokens[r]), c) };
 }
 
 async function drawView(step, mine) {
@@ -162,18 +194,37 @@ async function drawView(step, mine) {
   }
   if (mine !== turn) return;
   const view = find("view");
-  const pictures = state.mode === "diff" && maps[0] && maps[1] ? [differenceOf(maps[0], maps[1])] : maps;
+  const pictures = state.mode === "diff" ? [maps[0] && maps[1] && differenceOf(maps[0], maps[1])] : maps;
+  const scrolled = view.dataset.step === step.name ? [...view.querySelectorAll(".scroll")].map((each) => [each.scrollLeft, each.scrollTop]) : [];
+  view.dataset.step = step.name;
   view.replaceChildren(...(step.axes.includes("S") ? [headButtons()] : []));
   drawnMap = null;
   pictures.forEach((map, i) => {
     if (shown.length > 1 && state.mode === "both") view.append(element("h3", { text: DATA.traces[shown[i]].label }));
-    view.append(map && map.rows.length ? picture(map) : element("p", { class: "note", text: "This step is not in this trace, or none of its tokens was kept." }));
+    view.append(map && map.rows.length ? picture(map) : element("p", { class: "note", text: nothing(step) }));
   });
   view.append(...rowAsText(pictures[0]));
+  view.querySelectorAll(".scroll").forEach((each, i) => each.scrollTo(...(scrolled[i] ?? [0, 0])));
+  pictures.filter((map) => map && map.rows.length).forEach((map, i) => reveal(view.querySelectorAll(".scroll")[i], map));
+}
+
+// The chosen number is to be seen.
+function reveal(area, { picked, size }) {
+  if (!picked) return;
+  const [, , left, cell, tall] = size;
+  const [x, y] = [left + picked[1] * cell, picked[0] * tall];
+  if (x < area.scrollLeft || x + cell > area.scrollLeft + area.clientWidth) area.scrollLeft = x - area.clientWidth / 2;
+  if (y < area.scrollTop || y + tall > area.scrollTop + area.clientHeight) area.scrollTop = y - area.clientHeight / 2;
+}
+
+function nothing(step) {
+  if (DATA.traces[1] && !(steps[0].has(step.name) && steps[1].has(step.name))) return `Not in ${steps[0].has(step.name) ? "B" : "A"}: no token picked this expert there.`;
+  return state.mode === "diff" ? "A and B have no token in common here." : "None of this step's tokens was kept.";
 }
 
 function picture(map) {
   const drawn = heatMap(map, find("panel").clientWidth - 8);
+  map.size = drawn.size;
   if (!drawnMap) drawnMap = { map, drawn };
   const made = element("div", { class: "picture" }, element("div", { class: "scroll" }, drawn.canvas), legend(drawn.shades));
   if (map.columns > MOST_COLUMNS) made.append(element("p", { class: "note", text: `${map.columns} columns; the first ${MOST_COLUMNS} are drawn.` }));
@@ -219,7 +270,8 @@ async function drawOpened(step, mine) {
   const found = await opened(which, step, state.token, state.cell, state.head);
   if (mine !== turn) return;
   const value = map.value(step.rows.indexOf(state.token), state.cell);
-  const title = element("h3", { text: `${tokenText(which, state.token)}, ${map.columnName(state.cell)}: ${number(value)}` });
+  const owner = state.mode === "both" || state.mode === "diff" ? `${which ? "B" : "A"}: ` : ""; // a click in A, B or B − A
+  const title = element("h3", { text: `${owner}${tokenText(which, state.token)}, ${map.columnName(state.cell)}: ${number(value)}` });
   if (typeof found === "string") {
     area.replaceChildren(title, element("p", { class: "note", text: found }));
     return;
@@ -256,7 +308,7 @@ async function lane(layer) {
   });
   const said = Array.from(picks, (e, k) => `expert ${e} with ${number(weights[k])}`).join(", ");
   const step = DATA.traces[state.trace].steps.findIndex((each) => each.name === `${prefix}expert_weights`);
-  const button = element("button", { onclick: () => go({ step, cell: null }), "aria-label": `layer ${layer}: ${said}`, text: `L ${layer}` });
+  const button = element("button", { onclick: () => go({ step, cell: null }), "aria-label": `layer ${layer}: ${said}`, "data-layer": layer, text: `L ${layer}` });
   return element("div", { class: "lane" }, button, element("div", { class: "cells", "aria-hidden": "true" }, ...cells));
 }
 
@@ -308,7 +360,8 @@ async function drawSliders(mine, keep = false) {
   area.replaceChildren(
     element("h2", { id: "sliders-title", text: `What if? Layer ${layer}, this token` }),
     element("p", { class: "note", text: "This layer only: the layers after it do not see the change." }),
-    slider("K", 1, config.E, 1, K), slider("factor", 0, 3, 0.05, state.factor), slider("scale", 0, 5, 0.1, scale), result,
+    slider("K", 1, (config.E / config.groups) * config.open_groups, 1, K), slider("factor", 0, 3, 0.05, state.factor),
+    slider("scale", 0, Math.max(5, 2 * config.scale), 0.1, scale), result,
     element("button", { onclick: () => go({ K: null, factor: 1, scale: null }), text: "as it was" }),
   );
 }
@@ -316,7 +369,7 @@ async function drawSliders(mine, keep = false) {
 function drawGuesses() {
   const { top, draft, tokens } = DATA.traces[state.trace];
   const list = (guesses) => table(["token", "probability", ""], guesses.slice(0, 6).map(([text, , p]) => [
-    element("span", { class: "text", text }), `${(100 * p).toFixed(1)} %`, element("span", { class: "bar", style: `width:${(p * 5).toFixed(2)}rem` }),
+    element("span", { class: "text", text }), p === "NaN" ? p : `${(100 * p).toFixed(1)} %`, element("span", { class: "bar", style: `width:${(p * 5 || 0).toFixed(2)}rem` }),
   ]), [1]);
   const parts = [element("p", { class: "note", text: `After token ${tokenText(state.trace, state.token)}:` }), list(top[state.token])];
   if (draft) {
@@ -330,6 +383,7 @@ function drawGuesses() {
 
 async function draw() {
   const mine = ++turn;
+  refocus = focused() || refocus;
   const step = current();
   document.title = `${step.name}: ${DATA.model}`;
   find("count").textContent = `${state.step + 1} of ${DATA.traces[state.trace].steps.length}`;
@@ -342,19 +396,29 @@ async function draw() {
   await Promise.all([drawOpened(step, mine), drawLanes(mine), drawSliders(mine)]);
   if (mine === turn) {
     document.querySelectorAll('nav [aria-current="true"]').forEach((button) => button.scrollIntoView({ block: "nearest" }));
+    if (document.activeElement === document.body && refocus) document.querySelector(refocus)?.focus({ preventScroll: true });
+    refocus = "";
     document.body.dataset.drawn = String(mine);
   }
 }
 
+function focused() {
+  const at = document.activeElement;
+  const name = ["data-token", "data-step", "data-head", "data-layer"].find((each) => at.hasAttribute(each));
+  if (name) return `[${name}="${at.getAttribute(name)}"]`;
+  return at.tagName === "CANVAS" ? "#view canvas" : at.id ? `#${at.id}` : at.closest("#sliders") ? "#sliders button" : "";
+}
+
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea") || find("keys").open) return;
+  const typed = event.altKey && ["[", "]", "?"].includes(event.key); // with AltGr or Option on many keyboards
+  if (((event.ctrlKey || event.metaKey || event.altKey) && !typed) || event.target.matches("input, textarea") || find("keys").open) return;
   const onPicture = event.shiftKey && { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
   const plain = {
     ArrowLeft: () => move(-1), ArrowRight: () => move(1), ArrowUp: () => go({ token: state.token - 1 }),
     ArrowDown: () => go({ token: state.token + 1 }), "[": () => moveLayer(-1), "]": () => moveLayer(1), "?": () => find("keys").showModal(),
   };
   if (onPicture) moveCell(...onPicture);
-  else if (plain[event.key] && !(event.shiftKey && event.key !== "?")) plain[event.key]();
+  else if (plain[event.key] && !(event.shiftKey && event.key.startsWith("Arrow"))) plain[event.key]();
   else return;
   event.preventDefault();
 }
@@ -363,7 +427,7 @@ function moveCell(rows, columns) {
   const list = current().rows;
   const row = Math.min(Math.max(list.indexOf(state.token) + rows, 0), list.length - 1);
   const cell = Math.max((state.cell ?? -1) + columns, 0);
-  go({ token: list[row], cell: drawnMap ? Math.min(cell, drawnMap.map.columns - 1) : cell });
+  go({ token: list[row], cell });
 }
 
 function toggle(name) {
@@ -372,25 +436,34 @@ function toggle(name) {
   draw();
 }
 
+function fileName() {
+  const head = current().axes.includes("S") ? `.head-${state.head}` : "";
+  const of = { a: "", b: ".B", both: `.${steps[0].has(current().name) ? "A" : "B"}`, diff: ".B-A" }[state.mode];
+  return `${current().name}${head}${of}`;
+}
+
 function start() {
+  if (typeof DecompressionStream === "undefined") {
+    find("what").textContent = "This browser is too old for the page: it has no DecompressionStream.";
+    return;
+  }
   find("back").onclick = () => move(-1);
   find("on").onclick = () => move(1);
   find("large").onclick = () => toggle("large");
   find("dark").onclick = () => toggle("dark");
   find("help").onclick = () => find("keys").showModal();
-  find("svg").onclick = () => drawnMap && download(`${current().name}.svg`, "image/svg+xml", asSvg(drawnMap.drawn, drawnMap.map));
-  find("csv").onclick = () => drawnMap && download(`${current().name}.csv`, "text/csv", asCsv(drawnMap.map));
-  find("link").onclick = () => navigator.clipboard?.writeText(location.href).then(() => (find("link").textContent = "copied"), () => {});
-  if (DATA.traces[1]) {
-    const same = String(DATA.traces[0].ids) === String(DATA.traces[1].ids);
-    const modes = [["a", "A"], ["b", DATA.traces[1].label], ["both", "both"], ...(same ? [["diff", "B − A"]] : [])];
-    find("compare").append(...modes.map(([mode, text]) => element("button", { "data-mode": mode, onclick: () => choose(mode), text })));
-  }
+  find("svg").onclick = () => drawnMap && download(`${fileName()}.svg`, "image/svg+xml", asSvg(drawnMap.drawn, drawnMap.map));
+  find("csv").onclick = () => drawnMap && download(`${fileName()}.csv`, "text/csv", asCsv(drawnMap.map));
+  const link = (text) => (find("link").textContent = text);
+  find("link").onclick = () => navigator.clipboard?.writeText(location.href).then(() => link("copied"), () => link("copy it from the address bar"));
+  find("link").onblur = () => link("Copy link");
+  find("compare").append(...MODES.map(([mode, text]) => element("button", { "data-mode": mode, onclick: () => choose(mode), text })));
   const prompts = DATA.traces.map((trace) => `${trace.label}: ${JSON.stringify(trace.prompt)}`);
   find("notes").append(...[DATA.about, ...prompts, ...DATA.notes, `Made by minglm ${DATA.version}; nothing is loaded from elsewhere.`].map((text) => element("p", { text })));
   if (matchMedia("(prefers-color-scheme: dark)").matches) toggle("dark");
   document.addEventListener("keydown", onKey);
-  window.addEventListener("hashchange", () => location.hash !== place() && goToPlace(location.hash));
+  // "#panel", of the link to skip the lists, is no place
+  window.addEventListener("hashchange", () => location.hash.includes("=") && location.hash !== place() && goToPlace(location.hash));
   window.addEventListener("resize", () => draw());
   goToPlace(location.hash || "#");
 }

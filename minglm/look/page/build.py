@@ -6,8 +6,9 @@ And, in words, what was left out.
 import html
 import json
 import os
+import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from minglm.look.page.pack import Packer
 from minglm.look.page.recipes import recipe_of
 from minglm.look.taps import TAPS
 from minglm.look.trace import Trace
-from minglm.look.walk import idea_of
+from minglm.look.walk import idea_of, same_tokens
 from minglm.model.ops import Array, softmax
 from minglm.model.params import Moe, map_arrays, walk
 from minglm.model.rope import rotation
@@ -65,6 +66,8 @@ def write_page(
     if beside is not None:
         runs.append((model, beside, "B"))
     if without_bias:
+        if not any(isinstance(layer.mlp, Moe) for layer in model.params.layers):
+            raise ValueError("this model has no router, so there is no selection bias to leave out")
         runs.append((_unbiased(model), prompt, "B, without the selection bias"))
     packer, notes = Packer(), list[str]()
     traces = [
@@ -86,6 +89,8 @@ def write_page(
 
 def _write(path: Path, text: str) -> None:
     """What was there before stays until the new file is complete."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file that a page could be written to; give one such as out/trace.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -101,7 +106,6 @@ def _page(title: str, data: dict[str, Any], packer: Packer) -> str:
     def read(name: str) -> str:
         return folder.joinpath(name).read_text("utf-8")
 
-    shell = read("page.html")
     parts = {
         "@TITLE@": html.escape(title),
         "@STYLE@": read("page.css"),
@@ -109,9 +113,8 @@ def _page(title: str, data: dict[str, Any], packer: Packer) -> str:
         "@GROUPS@": packer.scripts(),
         "@SCRIPT@": "\n".join(read(name) for name in _SOURCES),
     }
-    for mark, text in parts.items():
-        shell = shell.replace(mark, text)
-    return shell
+    # in one go: a prompt may hold a mark itself
+    return re.sub("|".join(parts), lambda found: parts[found[0]], read("page.html"))
 
 
 def _unbiased(model: "Model") -> "Model":
@@ -151,7 +154,7 @@ def _collect(
         "top": _top(model, trace["logits"][0]),
         "draft": _draft(model, ids, trace),
         "bias": {
-            str(i): np.asarray(layer.mlp.gate.e_score_correction_bias, np.float64).tolist()
+            str(i): [_plain(b) for b in np.asarray(layer.mlp.gate.e_score_correction_bias, np.float64)]
             for i, layer in enumerate(model.params.layers)
             if isinstance(layer.mlp, Moe)
         },
@@ -200,21 +203,30 @@ def _owners(trace: Trace, name: str, letters: list[str], count: int) -> list[int
 
 
 def _stats(array: Array) -> dict[str, Any]:
+    counts = {name: int(test(array).sum()) for name, test in _ODD.items()}
     known = array[np.isfinite(array)].astype(np.float64)
     if not known.size:
-        return {"hidden": int(array.size)}
-    return {
-        "mean": float(known.mean()), "sd": float(known.std()), "min": float(known.min()), "max": float(known.max()),
-        "hidden": int(array.size - known.size),
-    }  # fmt: skip
+        return counts
+    with np.errstate(over="ignore"):
+        found = {"mean": known.mean(), "sd": known.std(), "min": known.min(), "max": known.max()}
+    return {name: _plain(value) for name, value in found.items()} | counts
+
+
+_ODD: dict[str, Callable[[Array], Array]] = {"−∞": np.isneginf, "∞": np.isposinf, "NaN": np.isnan}
+
+
+def _plain(value: Any) -> float | str:
+    """For JSON, which has no ∞ and no NaN: JavaScript's words for them."""
+    number = float(value)
+    return number if np.isfinite(number) else "NaN" if np.isnan(number) else f"{'-' * (number < 0)}Infinity"
 
 
 def _top(model: "Model", logits: Array) -> list[list[list[Any]]]:  # [T, V] -> for each place [text, id, probability]
-    probs = softmax(logits[:, : model.usable_tokens].astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        probs = softmax(logits[:, : model.usable_tokens].astype(np.float64))
     order = np.argsort(-probs, axis=-1, kind="stable")[:, :TOP]
-    probs = np.nan_to_num(probs)
     return [
-        [[_token(model, int(i)), int(i), float(row[i])] for i in best] for row, best in zip(probs, order, strict=True)
+        [[_token(model, int(i)), int(i), _plain(row[i])] for i in best] for row, best in zip(probs, order, strict=True)
     ]
 
 
@@ -231,17 +243,25 @@ def _draft(model: "Model", ids: Array, trace: Trace) -> list[list[list[Any]]] | 
     return _top(model, model.mtp(np.append(ids, [[following]], axis=1))[0])
 
 
-def _differences(traces: list[dict[str, Any]]) -> dict[str, float]:
-    """How far the steps are apart where both traces have the same tokens and shapes; 0 where they are equal."""
+def _differences(traces: list[dict[str, Any]]) -> dict[str, float | str]:
+    """How far the steps of the same tokens are apart: 0 where they are equal, and in words where there is no number."""
     a, b = (trace["arrays"] for trace in traces)
     if traces[0]["ids"] != traces[1]["ids"]:
         return {}
-    with np.errstate(invalid="ignore"):
-        return {
-            name: float(np.nan_to_num(np.abs(b[name].astype(np.float64) - a[name]), nan=0.0, posinf=0.0).max(initial=0))
-            for name in a
-            if name in b and a[name].shape == b[name].shape
-        }
+    return {name: _apart(name, a, b) for name in {**a, **b}}
+
+
+def _apart(name: str, a: dict[str, Array], b: dict[str, Array]) -> float | str:
+    if name not in a or name not in b:
+        return f"only in {'A' if name in a else 'B'}: in the other no token picked this expert"
+    if not same_tokens(name, a, b):
+        return "other tokens picked this expert"
+    differs = (a[name] != b[name]) & ~(np.isnan(a[name]) & np.isnan(b[name]))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(b[name][differs].astype(np.float64) - a[name][differs])
+    if not np.isfinite(apart).all():
+        return "differ in NaN or ∞"
+    return float(apart.max(initial=0))
 
 
 # -- weights and sizes -------------------------------------------------------------------------------------------
@@ -256,7 +276,8 @@ def _weights(model: "Model", used: set[str], room: int, packer: Packer, notes: l
         if 2 * array.size > room:
             left += 1
             continue
-        wide = np.asarray(array.astype(np.float32))
+        with np.errstate(over="ignore"):
+            wide = np.asarray(array.astype(np.float32))
         narrow = wide.ndim > 1
         exact &= not narrow or not (wide.view(np.uint32) & 0xFFFF).any()
         parts = name.split(".")

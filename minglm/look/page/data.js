@@ -2,6 +2,7 @@
 // Arrays of the page: unpacked when they are first needed, one group (a layer of a trace, or of the weights) at a time.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+for (const trace of DATA.traces) for (const layer of Object.keys(trace.bias)) trace.bias[layer] = trace.bias[layer].map(Number);
 const groups = new Map();
 
 async function inflate(id) {

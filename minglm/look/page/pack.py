@@ -46,9 +46,11 @@ def _text(parts: list[bytes]) -> str:
 def _encoded(array: Array, narrow: bool) -> tuple[str, bytes]:
     if array.dtype.kind in "iub":
         return "i4", array.astype("<i4").tobytes()
-    values = array.astype("<f4")
+    with np.errstate(over="ignore"):  # float64 beyond float32 is ∞ here
+        values = array.astype("<f4")
     if not narrow:
         return "f4", values.tobytes()
     bits = values.view("<u4").astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest, ties to even
+    rounded[np.isnan(values)] = 0x7FC0
     return "b2", rounded.astype("<u2").tobytes()

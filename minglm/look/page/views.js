@@ -79,8 +79,8 @@ function heatMap(map, width) {
         pen.fillStyle = red * 0.3 + green * 0.6 + blue * 0.1 > 140 ? "#000" : "#fff";
         const narrow = cell < 44 * unit;
         pen.font = `${(narrow ? 9.5 : 11) * unit}px ui-monospace, monospace`;
-        const text = String(Number(value.toPrecision(narrow ? 2 : 3)));
-        pen.fillText(Number.isFinite(value) ? text : "−∞", edge(c) + 2, r * tall + 14 * unit);
+        const text = Number.isFinite(value) ? String(Number(value.toPrecision(narrow ? 2 : 3))) : number(value);
+        pen.fillText(text, edge(c) + 2, r * tall + 14 * unit);
       }
     });
   });
@@ -91,7 +91,7 @@ function heatMap(map, width) {
     const [c, r] = [Math.floor((event.clientX - box.left - left) / cell), Math.floor((event.clientY - box.top) / tall)];
     if (c >= 0 && c < wide && r >= 0 && r < map.rows.length) map.onpick(r, c);
   });
-  return { canvas, values, shades, size: [w, h, left, cell, tall] };
+  return { canvas, values, shades, size: [w, h, left, cell, tall, unit] };
 }
 
 function outline(pen, x, y, width, height, ink) {
@@ -118,9 +118,9 @@ function legend(shades) {
 // -- saving ------------------------------------------------------------------------------------------------------
 
 function asSvg(drawn, map) {
-  const [w, h, left, cell, tall] = drawn.size;
+  const [w, h, left, cell, tall, unit] = drawn.size;
   const text = (s) => s.replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
-  const labels = map.rows.map((label, r) => `<text x="2" y="${r * tall + 14}" font-family="monospace" font-size="12">${text(label)}</text>`);
+  const labels = map.rows.map((label, r) => `<text x="2" y="${r * tall + (tall > 12 * unit ? 14 * unit : tall - 1)}" font-family="monospace" font-size="${Math.min(12 * unit, tall)}">${text(label.slice(0, 13))}</text>`);
   const cells = drawn.values.length * drawn.values[0].length;
   let body = `<image width="${w}" height="${h}" href="${drawn.canvas.toDataURL()}"/>`;
   if (cells <= 20000) {

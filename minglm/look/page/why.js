@@ -6,13 +6,14 @@ const MOST = 8;
 
 function number(value) {
   if (value === null || value === undefined) return "";
-  if (Number.isNaN(value)) return "NaN";
+  if (Number.isNaN(Number(value))) return "NaN";
   if (!Number.isFinite(value)) return value < 0 ? "−∞" : "∞";
   return String(Number(value.toPrecision(5))).replace("-", "−");
 }
 
 function sum(terms) {
-  const order = [...terms].sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  const size = (term) => (Number.isNaN(term[1]) ? Infinity : Math.abs(term[1]));
+  const order = [...terms].sort((a, b) => size(b) - size(a) || 0);
   const rest = order.slice(MOST);
   const add = (list) => list.reduce((total, term) => total + term[1], 0);
   return { terms: order.slice(0, MOST), rest: [rest.length, add(rest)], total: add(terms) };
@@ -80,7 +81,9 @@ const KINDS = {
     };
   },
   async sigmoid(which, step, token, column) {
-    const logit = (await rowOf(which, step.recipe.x[0], token))[column];
+    const row = await rowOf(which, step.recipe.x[0], token);
+    if (!row) return missing(`the row of token ${token} of ${step.recipe.x[0]}`);
+    const logit = row[column];
     return { terms: [["logit", logit]], rest: null, total: sigmoid(logit) };
   },
   async bias(which, step, token, column) {
@@ -88,7 +91,7 @@ const KINDS = {
     const bias = DATA.traces[which].bias[layerOf(step.name)][column];
     const value = (await rowOf(which, step.name, token))[column];
     const terms = [["score", score], [`bias[${column}]`, bias]];
-    if (value === -Infinity) return { terms: [...terms, ["its group is closed", value]], rest: null, total: value };
+    if (value === -Infinity && DATA.config.groups > 1) return { terms: [...terms, ["its group is closed", value]], rest: null, total: value };
     return { terms, rest: null, total: score + bias };
   },
   async topk(which, step, token, column) {
@@ -165,8 +168,9 @@ const KINDS = {
     const probs = await attentionRow(which, step.recipe.x[0], token, head);
     const kv = Math.floor(head / (H / G));
     const terms = [];
-    for (let s = 0; s <= token; s++) {
+    for (let s = 0; s < probs.length; s++) {
       const value = (await rowOf(which, step.recipe.x[1], s))[kv * d + (column % d)];
+      if (s > token && Number.isFinite(value)) continue; // hidden; but 0 · NaN is NaN
       terms.push([`p[${s}] · v[${s}] = ${number(probs[s])} · ${number(value)}`, probs[s] * value]);
     }
     return sum(terms);
