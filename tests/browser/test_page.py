@@ -125,7 +125,7 @@ def test_every_number_opened_is_the_number(tmp_path, open_page, nano, which):
 def test_numbers_are_those_of_the_model(nano, open_page):
     trace = minglm.load("glm-nano").trace("2 + 2 =")
     page = open_page(nano, "#layer=1&step=expert_weights&token=2&cell=1")
-    assert page.text("#opened h3") == f"2 ␣, K 1: {trace['layers.1.mlp.expert_weights'][2, 1]:.5g}"
+    assert page.text("#opened h3") == f"token 2 “␣”, K 1: {trace['layers.1.mlp.expert_weights'][2, 1]:.5g}"
     assert page.text("#code").startswith("minglm/model/router.py:")
     top = int(np.argmax(trace["logits"][0, 2]))
     assert page.text("#guesses tbody tr td") == minglm.load("glm-nano").tokenizer.token(top)
@@ -150,7 +150,7 @@ def test_keys(nano, open_page):
     assert "D 0:" in page.text("#opened h3")
     page.press("Shift+ArrowRight")
     page.press("Shift+ArrowUp")
-    assert page.text("#opened h3").startswith("3 2, D 1:")
+    assert page.text("#opened h3").startswith("token 3 “2”, D 1:")
     page.page.keyboard.press("?")
     assert page.page.is_visible("#keys")
     page.page.keyboard.press("Escape")
@@ -171,7 +171,7 @@ def test_clicks(nano, open_page):
     page.drawn()
     page.page.click("#view canvas", position={"x": 100, "y": 70})  # row 3, key 0
     page.drawn()
-    assert page.text("#opened h3").startswith("3 2, key 0 2:")
+    assert page.text("#opened h3").startswith("token 3 “2”, key 0 “2”:")
     page.page.click("#on")
     page.drawn()
     assert page.text("#step-name") == "layers.2.self_attn.heads"
@@ -256,7 +256,7 @@ def test_the_picture_does_not_jump(nano, open_page):
     box = page.page.locator(".scroll").bounding_box()
     page.page.mouse.click(box["x"] + 300, box["y"] + 70)
     page.drawn()
-    assert page.text("#opened h3").startswith("3 2, V ")
+    assert page.text("#opened h3").startswith("token 3 “2”, V ")
     assert page.page.evaluate(scrolled) == before
 
 
@@ -384,7 +384,7 @@ def test_both_traces_token_by_token(tmp_path, open_page):
     page.drawn()
     page.page.click("#view canvas >> nth=1", position={"x": 110, "y": 5})  # B's first row, first number
     page.drawn()
-    assert page.text("#opened h3").startswith(f"B: {b[name.replace('.out', '.tokens')][0]} ")
+    assert page.text("#opened h3").startswith(f"B: token {b[name.replace('.out', '.tokens')][0]} ")
     assert page.page.evaluate("() => state.trace") == 1
     alone = next(n for n in b if n not in a and n.endswith(".up"))
     page.page.click("[data-mode='b']")
@@ -484,6 +484,33 @@ def test_a_phone_needs_no_sideways_scrolling(nano, open_page):
     for place in ("", "#layer=1&step=q&token=2", "#step=logits"):
         page = open_page(nano, place, width=390, height=844)
         assert page.page.evaluate("() => document.documentElement.scrollWidth") <= 390
+
+
+def test_a_small_phone_with_dark_and_large(nano, open_page):
+    page = open_page(nano, "#layer=1&step=routed&token=2&cell=1", width=320, height=700, color_scheme="dark")
+    page.page.click("#large")
+    page.drawn()
+    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= 320
+
+
+@pytest.mark.parametrize(("token", "cell"), [(0, 0), (4, 7)])
+def test_the_frame_of_a_number_is_whole(nano, open_page, token, cell):
+    page = open_page(nano, f"#layer=1&step=router_scores&token={token}&cell={cell}")
+    edges = page.page.evaluate(
+        """([row, column]) => {
+            const [, , left, cell, tall] = drawnMap.drawn.size;
+            const pen = drawnMap.drawn.canvas.getContext("2d");
+            const at = (x, y) => {
+                const [red, , , opaque] = pen.getImageData(Math.round(x), Math.round(y), 1, 1).data;
+                return opaque ? red : 255;
+            };
+            const [x, y] = [left + column * cell, row * tall];
+            const sides = [at(x - 2, y + tall / 2), at(x + cell + 1, y + tall / 2)];
+            return [...sides, at(x + cell / 2, Math.max(y - 2, 0)), at(x + cell / 2, y + tall + 1)];
+        }""",
+        [token, cell],
+    )
+    assert max(edges) < 80  # ink all round
 
 
 def test_dark_and_large(nano, open_page):

@@ -11,7 +11,8 @@ const same = DATA.traces[1] && String(DATA.traces[0].ids) === String(DATA.traces
 const MODES = DATA.traces[1] ? [["a", "A"], ["b", DATA.traces[1].label], ["both", "both"], ...(same ? [["diff", "B − A"]] : [])] : [];
 
 const current = () => DATA.traces[state.trace].steps[state.step];
-const tokenText = (which, t) => `${t} ${DATA.traces[which].tokens[t]}`;
+const tokenText = (which, t) => `${t} ${DATA.traces[which].tokens[t]}`; // in lists
+const quoted = (which, t) => `${t} “${DATA.traces[which].tokens[t]}”`; // in sentences: token 2 “3”
 
 // -- going somewhere ---------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ async function mapOf(which, step) {
   if (step.axes.includes("S")) {
     const keys = array.shape[2];
     const value = (r, c) => array.values[(state.head * rows.length + r) * keys + c];
-    return { ...base, columns: keys, value, columnName: (c) => `key ${tokenText(which, c)}` };
+    return { ...base, columns: keys, value, columnName: (c) => `key ${quoted(which, c)}` };
   }
   const width = rows.length ? array.values.length / rows.length : 0;
   const letter = step.axes[step.axes.length - 1];
@@ -237,7 +238,7 @@ function rowAsText(map) {
   const shown = Math.min(map.columns, 64);
   const text = Array.from({ length: shown }, (_, c) => number(map.value(row, c))).join("  ");
   const more = map.columns > shown ? ` … (${map.columns - shown} more)` : "";
-  const details = element("details", {}, element("summary", { text: `Row of token ${map.rows[row]} as text` }));
+  const details = element("details", {}, element("summary", { text: `Row of token ${quoted(state.trace, state.token)} as text` }));
   details.append(element("p", { class: "text", text: text + more }));
   return [details];
 }
@@ -271,7 +272,7 @@ async function drawOpened(step, mine) {
   if (mine !== turn) return;
   const value = map.value(step.rows.indexOf(state.token), state.cell);
   const owner = state.mode === "both" || state.mode === "diff" ? `${which ? "B" : "A"}: ` : ""; // a click in A, B or B − A
-  const title = element("h3", { text: `${owner}${tokenText(which, state.token)}, ${map.columnName(state.cell)}: ${number(value)}` });
+  const title = element("h3", { text: `${owner}token ${quoted(which, state.token)}, ${map.columnName(state.cell)}: ${number(value)}` });
   if (typeof found === "string") {
     area.replaceChildren(title, element("p", { class: "note", text: found }));
     return;
@@ -289,7 +290,7 @@ async function drawLanes(mine) {
   const lanes = [];
   for (let layer = DATA.config.dense; layer < DATA.config.layers; layer++) lanes.push(await lane(layer));
   if (mine !== turn) return;
-  const text = lanes.length ? `Experts of token ${tokenText(state.trace, state.token)}, lit by weight.` : "This model has no router.";
+  const text = lanes.length ? `Experts of token ${quoted(state.trace, state.token)}, lit by weight.` : "This model has no router.";
   find("lanes").querySelector("div").replaceChildren(element("p", { class: "note", text }), ...lanes);
 }
 
@@ -371,7 +372,7 @@ function drawGuesses() {
   const list = (guesses) => table(["token", "probability", ""], guesses.slice(0, 6).map(([text, , p]) => [
     element("span", { class: "text", text }), p === "NaN" ? p : `${(100 * p).toFixed(1)} %`, element("span", { class: "bar", style: `width:${(p * 5 || 0).toFixed(2)}rem` }),
   ]), [1]);
-  const parts = [element("p", { class: "note", text: `After token ${tokenText(state.trace, state.token)}:` }), list(top[state.token])];
+  const parts = [element("p", { class: "note", text: `After token ${quoted(state.trace, state.token)}:` }), list(top[state.token])];
   if (draft) {
     const given = state.token + 1 < tokens.length ? "and the token after it" : "and the likeliest next token";
     parts.push(element("p", { class: "note", text: `Two on: the MTP layer's draft, from here ${given}:` }), list(draft[state.token]));

@@ -50,13 +50,13 @@ function heatMap(map, width) {
   const wide = Math.min(map.columns, MOST_COLUMNS);
   const unit = parseFloat(getComputedStyle(document.documentElement).fontSize) / 15; // larger for a projector
   const left = Math.round(92 * unit);
-  const cell = Math.max(2, Math.min(64 * unit, (width - left - 2) / wide));
+  const cell = Math.max(2, Math.min(64 * unit, (width - left - 6) / wide));
   const tall = Math.round((map.rows.length > 64 ? 9 : 20) * unit);
   const numbers = cell >= 34 * unit;
   const edge = (c) => Math.round(left + c * cell);
   const canvas = element("canvas", { tabindex: "0", role: "img" });
   const scale = window.devicePixelRatio || 1;
-  const [w, h] = [Math.ceil(left + cell * wide), tall * map.rows.length];
+  const [w, h] = [Math.ceil(left + cell * wide) + 3, tall * map.rows.length + 3]; // with room for the frame of the last
   canvas.width = w * scale;
   canvas.height = h * scale;
   canvas.style.width = `${w}px`;
@@ -95,6 +95,7 @@ function heatMap(map, width) {
 }
 
 function outline(pen, x, y, width, height, ink) {
+  if (y < 2) [y, height] = [2, height + y - 2]; // of the first row
   pen.lineWidth = 2;
   pen.strokeStyle = "#fff";
   pen.strokeRect(x - 1, y - 1, Math.max(width, 4) + 2, height + 2);
