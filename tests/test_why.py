@@ -15,6 +15,8 @@ CONFIGS = {
     "groups, no norm, no bias": {
         "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "use_qk_norm": False, "attention_bias": False,
     },
+    "all experts, G = H": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8, "num_key_value_heads": 6},
+    "one head, three groups open": {"num_attention_heads": 1, "num_key_value_heads": 1, "n_group": 4, "topk_group": 3},
     "tied, no shared expert, scale": {"tie_word_embeddings": True, "n_shared_experts": 0, "routed_scaling_factor": 2.5},
 }  # fmt: skip
 

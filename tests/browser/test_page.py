@@ -64,6 +64,25 @@ def test_a_long_prompt_opens_and_says_what_was_left_out(tmp_path, open_page):
     assert all("minglm step opens it" in said for said in missing)
 
 
+def test_the_longest_prompt_beside_another_stays_small(tmp_path, open_page):
+    """Keys and values of the middle go too; what needs them says so."""
+    path = tmp_path / "page.html"
+    model = minglm.load("glm-tiny")
+    ids = np.arange(model.config.max_position_embeddings) * 37 % 2000
+    notes = write_page(model, ids, path, without_bias=True)
+    assert path.stat().st_size <= 15e6
+    assert all("Routing is kept for all" in note for note in notes[:2])
+    page = open_page(path, f"#layer=3&step=heads&token={len(ids) - 1}&cell=1")
+    assert "the value of token 4 is not in this page" in page.text("#opened")
+    page.page.click("#tokens [data-token='2']")
+    page.drawn()
+    assert "together" in page.text("#opened")
+    page.page.click("#tokens [data-token='500']")
+    page.drawn()
+    assert page.page.locator(".cell.picked").count() == 2 * 5
+    assert page.said == []
+
+
 def test_the_page_can_load_and_run_nothing_else(nano, open_page):
     page = open_page(nano, bypass_csp=False)
     said = page.page.evaluate(
@@ -83,6 +102,8 @@ CONFIGS = {
     "groups, no norms": {"n_group": 2, "topk_group": 1, "norm_topk_prob": False, "use_qk_norm": False},
     "tied, alone": {"tie_word_embeddings": True, "n_shared_experts": 0, "routed_scaling_factor": 2.5},
     "dense": {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0},
+    "all experts, G = H": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 8, "num_key_value_heads": 6},
+    "one head, all of it turned": {"num_attention_heads": 1, "num_key_value_heads": 1, "partial_rotary_factor": 1.0},
 }
 
 

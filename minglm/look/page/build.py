@@ -34,14 +34,8 @@ FIRST = 4  # tokens at the beginning that are always kept
 TOP = 8  # tokens listed for each place
 _AXES = {tap.name: tap.axes.split() for tap in TAPS}
 _WHAT = {tap.name: tap.what for tap in TAPS}
-_WHOLE = (
-    "mlp.router_scores",
-    "mlp.biased_scores",
-    "mlp.expert_indices",
-    "mlp.expert_weights",
-    "self_attn.k_rope",
-    "self_attn.v",
-)
+_ROUTING = ("mlp.router_scores", "mlp.biased_scores", "mlp.expert_indices", "mlp.expert_weights")
+_KEYS = ("self_attn.k_rope", "self_attn.v")
 _SOURCES = ("data.js", "why.js", "views.js", "app.js")
 
 
@@ -134,14 +128,15 @@ def _collect(
     if len(ids) != 1:
         raise ValueError(f"a page shows one row of tokens, got {len(ids)}")
     trace = model.trace(ids)
-    kept = _kept_tokens(trace, room)
+    kept, whole = _kept(trace, room)
     T = ids.shape[1]
     if len(kept) < T:
+        for_all = "Routing, keys and values are" if _KEYS[0] in whole else "Routing is"
         notes.append(
             f"{label[:1]}: {T} tokens; arrays are kept for {len(kept)} of them, the first {FIRST} and the last "
-            f"{len(kept) - FIRST}. Routing, keys and values are kept for all."
+            f"{len(kept) - FIRST}. {for_all} kept for all."
         )
-    steps = [_step(model, trace, name, kept, key, packer) for name in trace]
+    steps = [_step(model, trace, name, kept, whole, key, packer) for name in trace]
     experts = {f"{n.split('.')[1]}.{n.split('.')[4]}" for n in trace if n.endswith(".tokens")}
     cos, sin = rotation(np.arange(T)[None], model.config, np.dtype(np.float32))
     return {
@@ -164,19 +159,24 @@ def _collect(
     }
 
 
-def _kept_tokens(trace: Trace, room: int) -> list[int]:
-    """Places whose arrays fit into the room: the first few, and the last."""
+def _kept(trace: Trace, room: int) -> tuple[list[int], tuple[str, ...]]:
+    """Places whose arrays fit into the room, the first few and the last; and the steps that are kept for all places."""
     T = trace.ids.shape[1]
-    whole = sum(trace[name].nbytes for name in trace if name.endswith(_WHOLE))
-    rest = sum(array.nbytes for array in trace.values()) - whole
-    fitting = int(max(room - whole, 0) // max(rest / T, 1))
-    if fitting >= T:
-        return list(range(T))
+    for whole in (_ROUTING + _KEYS, _ROUTING):
+        taken = sum(trace[name].nbytes for name in trace if name.endswith(whole))
+        rest = sum(array.nbytes for array in trace.values()) - taken
+        fitting = int(max(room - taken, 0) // max(rest / T, 1))
+        if fitting >= min(FIRST + 4, T):
+            break
     count = max(fitting, FIRST + 4)
-    return sorted({*range(min(FIRST, T)), *range(max(T - (count - FIRST), 0), T)})
+    if count >= T:
+        return list(range(T)), whole
+    return [*range(FIRST), *range(T - (count - FIRST), T)], whole
 
 
-def _step(model: "Model", trace: Trace, name: str, kept: list[int], key: str, packer: Packer) -> dict[str, Any]:
+def _step(
+    model: "Model", trace: Trace, name: str, kept: list[int], whole: tuple[str, ...], key: str, packer: Packer
+) -> dict[str, Any]:
     config, array = model.config, trace[name]
     spec = spec_of(name, config.num_hidden_layers)
     letters = _AXES[spec]
@@ -186,7 +186,7 @@ def _step(model: "Model", trace: Trace, name: str, kept: list[int], key: str, pa
     letters = letters[1:] if letters[0] == "B" else letters
     owners = _owners(trace, name, letters, len(flat))
     axis = letters.index("T") if "T" in letters else 0
-    chosen = range(len(owners)) if name.endswith(_WHOLE) else [i for i, t in enumerate(owners) if t in set(kept)]
+    chosen = range(len(owners)) if name.endswith(whole) else [i for i, t in enumerate(owners) if t in set(kept)]
     packed = packer.add(group, np.take(flat, np.array(chosen, int), axis=axis))
     return {
         "name": name, "idea": idea_of(name), "axes": letters, "full": list(flat.shape), "what": _WHAT[spec],
@@ -226,7 +226,8 @@ def _top(model: "Model", logits: Array) -> list[list[list[Any]]]:  # [T, V] -> f
         probs = softmax(logits[:, : model.usable_tokens].astype(np.float64))
     order = np.argsort(-probs, axis=-1, kind="stable")[:, :TOP]
     return [
-        [[_token(model, int(i)), int(i), _plain(row[i])] for i in best] for row, best in zip(probs, order, strict=True)
+        [[_token(model, int(i)), int(i), _plain(round(row[i], 6))] for i in best]
+        for row, best in zip(probs, order, strict=True)
     ]
 
 

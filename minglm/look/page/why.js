@@ -169,7 +169,9 @@ const KINDS = {
     const kv = Math.floor(head / (H / G));
     const terms = [];
     for (let s = 0; s < probs.length; s++) {
-      const value = (await rowOf(which, step.recipe.x[1], s))[kv * d + (column % d)];
+      const values = await rowOf(which, step.recipe.x[1], s);
+      if (!values && s <= token) return missing(`the value of token ${s}`);
+      const value = values ? values[kv * d + (column % d)] : 0;
       if (s > token && Number.isFinite(value)) continue; // hidden; but 0 · NaN is NaN
       terms.push([`p[${s}] · v[${s}] = ${number(probs[s])} · ${number(value)}`, probs[s] * value]);
     }
