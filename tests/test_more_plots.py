@@ -67,7 +67,7 @@ def test_every_plot_draws_says_its_sizes_and_is_large_enough_to_read(size, tmp_p
         assert f"T = {T}" in title, name
         if name != "attention":
             assert f"E = {E}," in title, name
-            assert f"k = {K}" in title, name
+            assert f"K = {K}" in title, name
         written = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
         assert min(text.get_fontsize() for text in written) >= 9, name
         assert max(figure.get_size_inches()) <= 24, name
@@ -155,7 +155,7 @@ def test_selection_names_what_the_bias_changed():
     biased = scores + np.array([0, 0, 0.2, -np.inf])
     figure = plots.plot_selection(scores, biased, 2, tokens=["a b"])
     assert texts(figure.axes[0]) == ["1.", "out", "in\n2.", ""]
-    assert "token 0 'a␣b', layer 0, E = 4, k = 2, T = 1" in said(figure)
+    assert "token 0 'a b', layer 0, E = 4, K = 2, T = 1" in said(figure)
     threshold = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert threshold[0].get_ydata()[0] == pytest.approx(0.55)
     hatched = [bar.get_hatch() for bar in figure.axes[0].patches[:4]]
@@ -350,7 +350,7 @@ def test_attention_groups_heads_by_their_keys(tmp_path):
 
 
 def test_characters_that_the_font_lacks_are_escaped():
-    assert short("千\n é") == "\\u5343\\n␣é"
+    assert short("千\n é") == "\\u5343\\n é"
 
 
 def test_some_keeps_both_ends():

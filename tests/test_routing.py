@@ -229,10 +229,10 @@ def test_summary(traced):
 
 def test_the_table_shows_itself(traced):
     text = repr(traced.routing)
-    assert text.startswith("Routing: T = 14 tokens, k = 3 of E = 8 experts, 2 layers (1, 2)\n")
+    assert text.startswith("Routing: T = 14 tokens, K = 3 of E = 8 experts, 2 layers (1, 2)\n")
     assert len(text.split("\n")) == 5
     page = traced.routing._repr_html_()
-    assert "T = 14 tokens, k = 3 of E = 8" in page
+    assert "T = 14 tokens, K = 3 of E = 8" in page
     assert page.count("<tr>") == 3
     empty = from_taps({name: traced[name] for name in traced}, np.zeros(14, bool))
     assert "T = 0 tokens" in repr(empty)

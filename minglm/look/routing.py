@@ -51,7 +51,7 @@ class RoutingTable(NamedTuple):
     def _title(self) -> str:
         T, layers, K = self.indices.shape
         numbers = ", ".join(map(str, self.layers))
-        return f"Routing: T = {T} tokens, k = {K} of E = {self.experts} experts, {layers} layers ({numbers})"
+        return f"Routing: T = {T} tokens, K = {K} of E = {self.experts} experts, {layers} layers ({numbers})"
 
     def __repr__(self) -> str:
         return f"{self._title()}\n{table(summary(self), SummaryRow._fields)}"

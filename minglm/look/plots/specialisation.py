@@ -221,7 +221,7 @@ def plot_removal(
     (load_ax or map_ax).set_ylabel("expert removed", fontsize=FONT + 1)
     if load_ax is not None:
         _loads(load_ax, np.asarray(loads, float).reshape(E, -1).mean(axis=1))
-    known = {"layer ": layer, "E = ": E, "k = ": K, "T = ": T}
+    known = {"layer ": layer, "E = ": E, "K = ": K, "T = ": T}
     said = ", ".join(f"{what}{value:,}" for what, value in known.items() if value is not None)
     brackets = "" if errors is None else "; in brackets: less than two standard errors from 0"
     figure_title(figure, f"What removing an expert costs{named(name)}: bits per token more", f"{said}{brackets}")
