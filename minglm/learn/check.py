@@ -27,6 +27,7 @@ from minglm.model.ops import Array
 EVIDENCE = 1000  # tolerances by which a variant must differ from the truth to count
 CASES = 3  # on so many cases at least
 SINGLE = 1e-5  # what float32 may lose of a right answer, as a distance
+DTYPE = "dtype in = dtype out"  # the point that every exercise has besides those of its cases
 LOOSE = 1e-2  # the same where all inputs are float32
 _PACKAGE = Path(__file__).parents[1]
 
@@ -124,8 +125,8 @@ def judge(task: Exercise, function: Callable[..., Any], draw: int = 0) -> Report
     name, cases = task.name, task.cases(draw)
     names = task.points()
     if not callable(function):
-        sentence = f"this is {type(function).__name__}, not a function: give it without brackets, check({name!r}, f)"
-        return Report(name, tuple(Point(point, False) for point in names), (sentence,), ())
+        said = f"this is {type(function).__name__}, not a function: give it without brackets, check({name!r}, f)"
+        return Report(name, tuple(Point(point, False) for point in (*names, DTYPE)), (said,), ())
     answers = [_run(task, function, each) for each in cases]
     right = [each.trouble is None and _off(task, each) <= task.tolerance for each in answers]
     detour = None if all(right) else _detour(task, answers)
@@ -135,9 +136,9 @@ def judge(task: Exercise, function: Callable[..., Any], draw: int = 0) -> Report
         Point(point, all(ok for ok, each in zip(right, cases, strict=True) if each.point == point)) for point in names
     )
     if not all(right):
-        return Report(name, (*points, Point("dtype in = dtype out", False)), *_wrong(task, function, answers, right))
+        return Report(name, (*points, Point(DTYPE, False)), *_wrong(task, function, answers, right))
     narrow = coarse or _narrow(task, function, cases[0], detour)
-    points = (*points, Point("dtype in = dtype out", narrow is None))
+    points = (*points, Point(DTYPE, narrow is None))
     costs = [f"Right, and {detour.says}."] if detour else _bills(task, function, cases)
     return Report(name, points, (narrow,) if narrow else tuple(costs), ())
 

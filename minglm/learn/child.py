@@ -173,6 +173,7 @@ class _NoMinglm:
 
 
 def _bound_memory() -> None:
+    """As minglm/text/sandbox.py does it: neither file may import the package, so each has these lines."""
     try:
         import resource
     except ImportError:  # Windows: there the parent's clock is the only bound

@@ -1,6 +1,7 @@
 """Grading a folder of submissions, each function in a process of its own, and what a class got wrong most often."""
 
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import minglm
+from minglm.formats.files import write_text
 from minglm.learn import child
 from minglm.learn.check import Report, Stopped, exercise, judge
 from minglm.learn.exercise import Exercise
@@ -189,12 +191,11 @@ def _missing(why: str, *inputs: Any) -> Any:
 
 def write_csv(path: Path, grades: Sequence[Grade]) -> None:
     """A row for each student and exercise. What was there before stays until the new file is complete."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows((_plain(g.student), *g[1:5], ";".join(g.mistakes), _plain(g.says)) for g in grades)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    writer.writerows((_plain(g.student), *g[1:5], ";".join(g.mistakes), _plain(g.says)) for g in grades)
+    write_text(path, text.getvalue())
 
 
 def _plain(text: str) -> str:

@@ -4,6 +4,7 @@
 week's, with a term's variants.
 """
 
+import hashlib
 import inspect
 import json
 import sys
@@ -133,8 +134,6 @@ def _code(text: str, grade_id: str = "", points: int = 0) -> dict[str, Any]:
 
 def _id(text: str) -> str:
     """Cells need ids; these do not change from run to run."""
-    import hashlib
-
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -1,16 +1,15 @@
 """The terminal of a walk: `minglm step glm-nano "2 + 2 ="`."""
 
 import cmd
-import os
 import shlex
 import sys
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from minglm.formats.files import write_text
 from minglm.look.conditions import QUANTITIES, Condition
 from minglm.look.walk import BEGINS, Walk, steps_of
 
@@ -153,12 +152,7 @@ def _save(stepper: Stepper, rest: str) -> str:
         raise ValueError(f"{rest} is there and is no walk; give another name")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to save in")
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(stepper.walk.script(), "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, stepper.walk.script())
     if stepper.walk.model.folder is None:
         return f"saved {rest}; this model came from no folder: say in the script how it is made"
     return f"saved {rest}; python {shlex.quote(str(path))} walks it again"
@@ -180,16 +174,9 @@ _NAMED: dict[str, Callable[[Stepper, str], str | None]] = {
     "help": lambda stepper, rest: _HELP.format(quantities=", ".join(QUANTITIES)),
 }  # fmt: skip
 _SHORT = {
-    "n": "next",
-    "i": "into",
-    "b": "back",
-    "w": "where",
-    "p": "print",
-    "l": "list",
-    "t": "tokens",
-    "q": "quit",
+    "n": "next", "i": "into", "b": "back", "w": "where", "p": "print", "l": "list", "t": "tokens", "q": "quit",
     "?": "help",
-}
+}  # fmt: skip
 _COMMANDS = {**_NAMED, **{short: _NAMED[name] for short, name in _SHORT.items()}, "exit": _quit}
 
 

@@ -108,6 +108,7 @@ _MTP_END = (
 )
 
 TAPS = _START + _LAYER + _END + _MTP_START + _MTP_END
+SPECS = {tap.name: tap for tap in TAPS}
 
 
 class ExpectedTap(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 
 from minglm.look.conditions import Condition
 from minglm.look.formulas import FORMULAS, line_of, spec_of
-from minglm.look.taps import TAPS
+from minglm.look.taps import SPECS
 from minglm.look.trace import Trace
 from minglm.look.why import Why, why
 from minglm.model.ops import Array
@@ -22,7 +22,6 @@ from minglm.model.ops import Array
 if TYPE_CHECKING:
     from minglm.api import Model
 
-_SPECS = {tap.name: tap for tap in TAPS}
 _SHORT = {"w": "expert_weights", "experts": "expert_indices", "indices": "expert_indices"}
 _NUMBER = r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|inf|∞)|nan"
 
@@ -99,7 +98,7 @@ class Walk:
         """The step, its formula, its line of the book, its numbers."""
         name, array = self.name, self.array
         spec = spec_of(name, self.model.config.num_hidden_layers)
-        tap = _SPECS[spec]
+        tap = SPECS[spec]
         shape = ", ".join(f"{letter} = {n}" for letter, n in zip(tap.axes.split(), array.shape, strict=True))
         return Place(
             self.at + 1, len(self.names), name, idea_of(name), f"[{shape}]", tap.what, FORMULAS[spec],
@@ -235,7 +234,7 @@ class Walk:
         return fitting
 
     def _axes(self, name: str) -> list[str]:
-        return _SPECS[spec_of(name, self.model.config.num_hidden_layers)].axes.split()
+        return SPECS[spec_of(name, self.model.config.num_hidden_layers)].axes.split()
 
     def _by_place(self, name: str, inner: str) -> Any:
         shape, axes = self.trace[name].shape, self._axes(name)

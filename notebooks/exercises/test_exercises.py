@@ -5,10 +5,11 @@ from importlib import import_module
 import pytest
 
 from minglm.learn import check
+from minglm.learn.check import DTYPE
 from minglm.learn.exercises import EXERCISES
 
 HERE = __file__.rsplit("test_exercises.py", 1)[0]
-POINTS = [(name, point) for name, task in EXERCISES.items() for point in (*task.points(), "dtype in = dtype out")]
+POINTS = [(name, point) for name, task in EXERCISES.items() for point in (*task.points(), DTYPE)]
 
 
 @pytest.mark.parametrize(("name", "point"), POINTS, ids=[f"{name}-{point}" for name, point in POINTS])

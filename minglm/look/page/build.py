@@ -5,10 +5,8 @@ And, in words, what was left out.
 
 import html
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import minglm
+from minglm.formats.files import write_text
 from minglm.look.formulas import FORMULAS, line_of, spec_of
 from minglm.look.page.pack import Packer
 from minglm.look.page.recipes import recipe_of
-from minglm.look.taps import TAPS
+from minglm.look.taps import SPECS
 from minglm.look.trace import Trace
 from minglm.look.walk import idea_of, same_tokens
 from minglm.model.ops import Array, softmax
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 BYTES = 11_000_000  # of arrays and weights in a page, before they are compressed and written as text
 FIRST = 4  # tokens at the beginning that are always kept
 TOP = 8  # tokens listed for each place
-_AXES = {tap.name: tap.axes.split() for tap in TAPS}
-_WHAT = {tap.name: tap.what for tap in TAPS}
 _ROUTING = ("mlp.router_scores", "mlp.biased_scores", "mlp.expert_indices", "mlp.expert_weights")
 _KEYS = ("self_attn.k_rope", "self_attn.v")
 _SOURCES = ("data.js", "why.js", "views.js", "app.js")
@@ -50,9 +47,9 @@ def write_page(
     """Write the forward pass over a prompt (a text, or ids [T]) as one HTML file. Returns what was left out, in words.
 
     beside: another prompt, to be compared with it; without_bias: the same prompt without the routers' selection
-    bias, to be compared. most_bytes: of arrays and weights together; beyond it tokens in the
-    middle are left out, then weights.
-    Raises ValueError for a prompt that `Model.trace` refuses, for more than one row, and for two things to compare.
+    bias, to be compared. most_bytes: of arrays and weights together; beyond it tokens in the middle are left out,
+    then weights. Raises ValueError for a prompt that `Model.trace` refuses, for more than one row, and for two things
+    to compare.
     """
     if beside is not None and without_bias:
         raise ValueError("one comparison at a time: another prompt, or the same one without the bias")
@@ -77,21 +74,12 @@ def write_page(
         "model": model.name, "about": repr(model), "config": _config(model), "traces": traces, "weights": weights,
         "differs": differs, "notes": notes, "version": minglm.__version__,
     }  # fmt: skip
-    _write(Path(path), _page(f"{model.name}: a forward pass", data, packer))
-    return notes
-
-
-def _write(path: Path, text: str) -> None:
-    """What was there before stays until the new file is complete."""
+    path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no file that a page could be written to; give one such as out/trace.html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, _page(f"{model.name}: a forward pass", data, packer))
+    return notes
 
 
 def _page(title: str, data: dict[str, Any], packer: Packer) -> str:
@@ -179,23 +167,23 @@ def _step(
 ) -> dict[str, Any]:
     config, array = model.config, trace[name]
     spec = spec_of(name, config.num_hidden_layers)
-    letters = _AXES[spec]
+    letters = SPECS[spec].axes.split()
     line = line_of(spec)
     group = f"{key}-{name.split('.')[1]}" if name.startswith("layers.") else f"{key}-ends"
     flat = array[0] if letters[0] == "B" else array
     letters = letters[1:] if letters[0] == "B" else letters
-    owners = _owners(trace, name, letters, len(flat))
+    owners = _owners(trace, name, letters)
     axis = letters.index("T") if "T" in letters else 0
     chosen = range(len(owners)) if name.endswith(whole) else [i for i, t in enumerate(owners) if t in set(kept)]
     packed = packer.add(group, np.take(flat, np.array(chosen, int), axis=axis))
     return {
-        "name": name, "idea": idea_of(name), "axes": letters, "full": list(flat.shape), "what": _WHAT[spec],
+        "name": name, "idea": idea_of(name), "axes": letters, "full": list(flat.shape), "what": SPECS[spec].what,
         "formula": FORMULAS[spec], "file": f"{line.file}:{line.number}", "code": line.text, "data": packed,
         "rows": [owners[i] for i in chosen], "stats": _stats(array), "recipe": recipe_of(name, config),
     }  # fmt: skip
 
 
-def _owners(trace: Trace, name: str, letters: list[str], count: int) -> list[int]:
+def _owners(trace: Trace, name: str, letters: list[str]) -> list[int]:
     """Which token each row along the token axis belongs to."""
     if letters[0] == "n":
         return [int(t) for t in trace[name.rsplit(".", 1)[0] + ".tokens"]]
@@ -315,8 +303,3 @@ def _config(model: "Model") -> dict[str, Any]:
         "scale": c.routed_scaling_factor, "normalise": c.norm_topk_prob, "groups": c.n_group,
         "open_groups": c.topk_group, "dense": c.first_k_dense_replace, "shared": c.n_shared_experts,
     }  # fmt: skip
-
-
-def left_out(notes: Sequence[str]) -> str:
-    """The notes as lines for a terminal."""
-    return "\n".join(f"  {note}" for note in notes)

@@ -12,9 +12,9 @@ def recipe_of(name: str, config: Config) -> dict[str, Any]:
     """{"kind": …, "x": taps, "w": tensors, and the numbers of the config that it takes}."""
     spec = spec_of(name, config.num_hidden_layers)
     short = spec.removeprefix("layers.{i}.")
-    prefix = name[: len(name) - len(short)] if short != spec else ""
-    layer = int(name.split(".")[1]) if prefix or name.startswith("layers.") else config.num_hidden_layers
-    prefix = f"layers.{layer}." if name.startswith("layers.") else ""
+    in_layer = name.startswith("layers.")
+    layer = int(name.split(".")[1]) if in_layer else config.num_hidden_layers
+    prefix = f"layers.{layer}." if in_layer else ""
     expert = name.split("experts.")[1].split(".")[0] if ".mlp.experts." in name else ""
 
     def full(tap: str) -> str:
@@ -29,13 +29,7 @@ def recipe_of(name: str, config: Config) -> dict[str, Any]:
         parts = [part for part in SUMS[short] if part != "mlp.shared" or config.n_shared_experts]
         return {**base, "kind": "add", "x": [full(part) for part in parts], "w": []}
     if short in LINEAR:
-        of_expert = bool(expert) and LINEAR[short] == "post_attention_layernorm"
-        return {
-            **base,
-            "kind": "linear",
-            "x": [full(LINEAR[short])],
-            "owner": full("mlp.experts.{e}.tokens") if of_expert else None,
-        }
+        return {**base, "kind": "linear", "x": [full(LINEAR[short])]}
     if short in NORMS or short == "norm":
         source = NORMS.get(short, "stream")
         plain = short.startswith("self_attn") and not config.use_qk_norm
