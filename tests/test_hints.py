@@ -11,6 +11,7 @@ from minglm.learn import check, hint
 from minglm.learn.exercises import EXERCISES
 from minglm.learn.exercises.cache import feed
 from minglm.learn.hints import LANGUAGES, hints
+from minglm.look import glossary
 
 ROOT = Path(__file__).parents[1]
 MISTAKES = {name: {m.id for m in task.mistakes} for name, task in EXERCISES.items()}
@@ -469,3 +470,13 @@ def test_who_answers_the_book_s_task_is_sent_back_to_the_term_s():
     assert report.mistakes == ("as_glm45",)
     assert "In this version" in hint("router", 1, report.mistakes)
     assert "In this version" in hint("router", 1, report.mistakes, "zh")
+
+
+@pytest.mark.parametrize(
+    "word", ["token", "position", "expert", "shared expert", "padding", "gradient", "logits", "embedding", "draft"]
+)
+def test_the_chinese_hints_use_the_glossary_s_words(word):
+    chinese = glossary.find(word).chinese
+    said = [text for text in TEXTS.values() if re.search(rf"\b{word}s?\b", text["en"])]
+    assert said
+    assert [text["zh"] for text in said if chinese not in text["zh"]] == []

@@ -47,6 +47,9 @@ def test_the_page_holds_the_trace(tmp_path, which):
         assert np.array_equal(array(step["data"]), wanted.reshape(step["full"]))  # without the batch
         for tap in step["recipe"]["x"]:
             assert tap in trace, step
+    used = {letter for step in data["traces"][0]["steps"] for letter in step["axes"]}
+    assert used <= set(data["letters"])
+    assert data["letters"]["D"] == ["hidden size", "隐藏维度"]
     names = dict(minglm.walk(model.params))
     for name, packed in data["weights"].items():
         assert array(packed) == pytest.approx(names[name], rel=2**-8)

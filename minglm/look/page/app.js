@@ -145,7 +145,8 @@ function drawFacts(step) {
   const { mean, sd, min, max } = step.stats;
   const odd = ["−∞", "∞", "NaN"].filter((name) => step.stats[name]).map((name) => `${step.stats[name]} × ${name}`);
   const shape = step.axes.map((letter, i) => `${letter} = ${step.full[i]}`).join(", ");
-  const facts = [["shape", `[${shape}]`], ["formula", step.formula]];
+  const letters = step.axes.map((letter) => `${letter} ${DATA.letters[letter].join(" ")}`).join(" · ");
+  const facts = [["shape", `[${shape}]`], ["letters", letters], ["formula", step.formula]];
   const known = mean === undefined ? [] : [`mean ${number(mean)}, sd ${number(sd)}, ${number(min)} … ${number(max)}`];
   facts.push(["numbers", [...known, ...odd].join(", ")]);
   const apart = DATA.differs && DATA.differs[step.name];

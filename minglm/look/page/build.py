@@ -16,6 +16,7 @@ import numpy as np
 import minglm
 from minglm.formats.files import write_text
 from minglm.look.formulas import FORMULAS, line_of, spec_of
+from minglm.look.glossary import terms
 from minglm.look.page.pack import Packer
 from minglm.look.page.recipes import recipe_of
 from minglm.look.taps import SPECS
@@ -70,9 +71,10 @@ def write_page(
     for trace in traces:
         del trace["arrays"]
     weights = _weights(model, used, most_bytes - packer.nbytes, packer, notes)
+    letters = {term.symbol: [term.english, term.chinese] for term in terms() if term.kind == "axis"}
     data = {
         "model": model.name, "about": repr(model), "config": _config(model), "traces": traces, "weights": weights,
-        "differs": differs, "notes": notes, "version": minglm.__version__,
+        "differs": differs, "letters": letters, "notes": notes, "version": minglm.__version__,
     }  # fmt: skip
     path = Path(path)
     if path.exists() and not path.is_file():
